@@ -1,0 +1,107 @@
+"""Actor and critic, learned in imagination (sections 2.6, 2.7 and 3.2)."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from dreamer.config import BehaviorConfig, ModelConfig
+from dreamer.distributions import BUCKETS, OneHot, TwoHot
+from dreamer.networks import MLP
+from dreamer.returns import ReturnNormalizer, discount_weights, lambda_return
+from dreamer.rssm import State
+from dreamer.world_model import WorldModel
+
+
+class ActorCritic(nn.Module):
+    """Policy, value and the value's slow copy, on features [z; h]. H horizon, N starts, A actions, F features."""
+
+    def __init__(self, model: ModelConfig, config: BehaviorConfig, features: int, actions: int):
+        super().__init__()
+        self.config, self.unimix = config, model.unimix_ratio
+        self.actor = MLP(features, model.units, model.layers, actions, outscale=1.0)
+        self.critic = MLP(features, model.units, model.layers, BUCKETS, outscale=0.0)
+        self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.normalizer = ReturnNormalizer(config.return_decay)
+
+    def policy(self, feat: Tensor) -> OneHot:
+        return OneHot(self.actor(feat), self.unimix)
+
+    def imagine(self, world_model: WorldModel, start: State) -> tuple[Tensor, Tensor]:
+        """Follows the policy inside the world model.
+
+        Args:
+            start: stoch (N, S*K) and deter (N, D)
+
+        Returns:
+            features of s_0 to s_H, (H + 1, N, F), and actions a_0 to a_{H-1}, (H, N, A)
+        """
+        state, feats, actions = start, [torch.cat(start, -1)], []
+        for _ in range(self.config.imag_horizon):
+            # The policy is a function of the state's value, not of how it came about.
+            action = self.policy(feats[-1].detach()).sample()
+            state = world_model.rssm.img_step(state, action)
+            feats.append(torch.cat(state, -1))
+            actions.append(action)
+        return torch.stack(feats), torch.stack(actions)
+
+    def losses(self, world_model: WorldModel, start: State) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Actor loss, critic loss and metrics. Gradients are meant for the actor and the critic respectively, alone.
+
+        With REINFORCE the imagined trajectory is a constant, so no graph of it is kept.
+        """
+        with torch.set_grad_enabled(self.config.imag_gradient != "reinforce"):
+            feat, action = self.imagine(world_model, start)
+            reward = world_model.reward(feat[1:]).mean()
+            discount = self.config.discount * torch.sigmoid(world_model.continue_logit(feat))
+            value = TwoHot(self.critic(feat)).mean()
+            returns = lambda_return(reward, value[:-1], discount[1:], value[-1], self.config.discount_lambda)
+        weights = discount_weights(discount.detach())[:-1]  # (H, N)
+        actor_loss, actor_metrics = self._actor_loss(feat[:-1].detach(), action, returns, value[:-1], weights)
+        critic_loss = self._critic_loss(feat[:-1].detach(), returns.detach(), weights)
+        metrics = {
+            **actor_metrics,
+            "value_loss": critic_loss.detach(),
+            "imag_reward": reward.detach().mean(),
+            "imag_return": returns.detach().mean(),
+            "imag_value": value.detach().mean(),
+        }
+        return actor_loss, critic_loss, metrics
+
+    def _actor_loss(
+        self, feat: Tensor, action: Tensor, returns: Tensor, value: Tensor, weights: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Section 3.2.2. All three estimators see the same advantage, in units of max(1, S), so that the entropy's weight
+        means the same for each."""
+        _, scale = self.normalizer(returns)
+        advantage = (returns - value) / scale
+        policy = self.policy(feat)
+        reinforce = advantage.detach() * policy.log_prob(action.detach())
+        mix = {"reinforce": 0.0, "dynamics": 1.0, "both": self.config.imag_gradient_mix}[self.config.imag_gradient]
+        objective = mix * advantage + (1 - mix) * reinforce
+        entropy = policy.entropy()
+        loss = -(weights * objective + self.config.entropy * entropy).mean()
+        metrics = {
+            "actor_loss": loss.detach(),
+            "policy_entropy": entropy.detach().mean(),
+            "return_scale": scale,
+            "advantage_magnitude": advantage.detach().abs().mean(),
+        }
+        return loss, metrics
+
+    def _critic_loss(self, feat: Tensor, returns: Tensor, weights: Tensor) -> Tensor:
+        """Section 3.2.3: towards the λ-returns, and towards its own slow copy."""
+        value = TwoHot(self.critic(feat))
+        loss = -value.log_prob(returns)
+        if self.config.slow_target:
+            with torch.no_grad():
+                slow = TwoHot(self.slow_critic(feat)).mean()
+            loss = loss - value.log_prob(slow)
+        return (weights * loss).mean()
+
+    @torch.no_grad()
+    def update_slow_critic(self, updates: int) -> None:
+        """Moves the slow copy a fraction of the way, every `slow_target_update` updates (section 5.3)."""
+        if updates % self.config.slow_target_update == 0:
+            slow, fast = (list(net.parameters()) for net in (self.slow_critic, self.critic))
+            torch._foreach_lerp_(slow, fast, self.config.slow_target_fraction)

@@ -1,0 +1,173 @@
+"""The agent: acts in the game, and updates all it has learned from one batch."""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dreamer.actor_critic import ActorCritic
+from dreamer.config import AgentConfig, ComputeConfig, ConfigError, OptimizerConfig
+from dreamer.replay import Batch
+from dreamer.rssm import State
+from dreamer.world_model import WorldModel
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of `ComputeConfig.device`; "auto" is CUDA where there is one.
+
+    Raises:
+        ConfigError: CUDA is asked for and not there
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("compute.device: cuda, but torch finds no CUDA device here; use auto or cpu, or check nvidia-smi")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+class Agent(nn.Module):
+    """World model, actor and critic with their optimizers.
+
+    Args:
+        actions: A, the number of discrete actions
+    """
+
+    def __init__(self, config: AgentConfig, compute: ComputeConfig, actions: int):
+        super().__init__()
+        self.config, self.compute, self.actions = config, compute, actions
+        self.device = pick_device(compute.device)
+        self.world_model = WorldModel(config.model, config.losses, actions)
+        self.actor_critic = ActorCritic(config.model, config.behavior, self.world_model.features, actions)
+        self.to(self.device)
+        self.updates = 0
+        self.optimizers = {
+            "model": _Optimizer(self.world_model, config.optimizers.model),
+            "actor": _Optimizer(self.actor_critic.actor, config.optimizers.actor),
+            "critic": _Optimizer(self.actor_critic.critic, config.optimizers.critic),
+        }
+        if compute.compile:
+            for owner, name in (
+                (self.world_model.rssm, "obs_step"),
+                (self.world_model.rssm, "img_step"),
+                (self.world_model, "encoder"),
+                (self.world_model, "decoder"),
+            ):
+                _compile(owner, name)
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.compute.precision == "bfloat16")
+
+    def one_hot(self, action: np.ndarray) -> Tensor:
+        """Indices (...) to (..., A) float on the device; NO_ACTION becomes zeros."""
+        index = torch.as_tensor(action, device=self.device) + 1
+        return F.one_hot(index, self.actions + 1)[..., 1:].float()
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """One gradient step of world model, actor and critic each (section 4). Scalars on the device, no sync."""
+        obs, reward, is_first, is_terminal = (
+            torch.as_tensor(x, device=self.device) for x in (batch.obs, batch.reward, batch.is_first, batch.is_terminal)
+        )
+        with self.autocast():
+            loss, metrics, (stoch, deter) = self.world_model.loss(
+                obs, self.one_hot(batch.action), reward, is_first, is_terminal
+            )
+        metrics["model_grad_norm"] = self.optimizers["model"].step(loss)
+        starts = slice(None, self.config.behavior.imag_starts or None)
+        start = (stoch[:, starts].flatten(0, 1), deter[:, starts].flatten(0, 1))
+        with self.autocast():
+            actor_loss, critic_loss, behavior_metrics = self.actor_critic.losses(self.world_model, start)
+        metrics.update(behavior_metrics)
+        metrics["actor_grad_norm"] = self.optimizers["actor"].step(actor_loss)
+        metrics["critic_grad_norm"] = self.optimizers["critic"].step(critic_loss)
+        self.updates += 1
+        self.actor_critic.update_slow_critic(self.updates)
+        return metrics
+
+    def policy(self, greedy: bool = False) -> "AgentPolicy":
+        """A policy with a memory of its own; greedy takes the modes of latent and action, otherwise both are sampled."""
+        return AgentPolicy(self, greedy)
+
+    def open_loop(self, batch: Batch, context: int = 5) -> np.ndarray:
+        """`WorldModel.open_loop` of a batch, (B, T, 64, 64, 3) uint8."""
+        with self.autocast():
+            prediction = self.world_model.open_loop(
+                torch.as_tensor(batch.obs, device=self.device),
+                self.one_hot(batch.action),
+                torch.as_tensor(batch.is_first, device=self.device),
+                context,
+            )
+        return prediction.cpu().numpy()
+
+    def training_state(self) -> dict[str, Any]:
+        """Weights, optimizers and counter: all that the next update depends on but the random state."""
+        return {
+            "weights": self.state_dict(),
+            "optimizers": {name: optimizer.adam.state_dict() for name, optimizer in self.optimizers.items()},
+            "updates": self.updates,
+        }
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        self.load_state_dict(state["weights"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.adam.load_state_dict(state["optimizers"][name])
+        self.updates = state["updates"]
+
+
+def _compile(owner: nn.Module, name: str) -> None:
+    part = getattr(owner, name)
+    if isinstance(part, nn.Module):
+        part.compile()
+    else:
+        setattr(owner, name, torch.compile(part))
+
+
+class _Optimizer:
+    """Adam on one network, with its gradient clipped by global norm (section 5.8)."""
+
+    def __init__(self, network: nn.Module, config: OptimizerConfig):
+        self.parameters = list(network.parameters())
+        self.grad_clip = config.grad_clip
+        self.adam = torch.optim.Adam(self.parameters, lr=config.lr, eps=config.eps, fused=True)
+
+    def step(self, loss: Tensor) -> Tensor:
+        """Returns the gradient's norm before clipping. No other network's gradient is touched."""
+        self.adam.zero_grad(set_to_none=True)
+        loss.backward(inputs=self.parameters)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)
+        self.adam.step()
+        return norm
+
+
+class AgentPolicy:
+    """`dreamer.rollout.Policy` of an agent: keeps the latent state of N environments between decisions."""
+
+    def __init__(self, agent: Agent, greedy: bool):
+        self.agent, self.greedy = agent, greedy
+        self.state: State | None = None  # (N, S*K), (N, D)
+        self.action: Tensor | None = None  # (N, A): the last decision
+
+    @torch.no_grad()
+    def __call__(self, obs: np.ndarray, is_first: np.ndarray) -> np.ndarray:
+        agent, n = self.agent, len(obs)
+        rssm = agent.world_model.rssm
+        if self.state is None or len(self.action) != n:
+            self.state = tuple(part.clone() for part in rssm.initial(n))
+            self.action = torch.zeros(n, agent.actions, device=agent.device)
+        with agent.autocast():
+            embedded = rssm.post_embed(agent.world_model.encoder(torch.as_tensor(obs, device=agent.device)))
+            first = torch.as_tensor(is_first, device=agent.device)
+            self.state, logits = rssm.obs_step(self.state, self.action, embedded, first, rssm.initial(n))
+            if self.greedy:
+                index = logits.float().argmax(-1)
+                self.state = (F.one_hot(index, rssm.groups[1]).flatten(-2).float(), self.state[1])
+            policy = agent.actor_critic.policy(torch.cat(self.state, -1))
+            self.action = policy.mode() if self.greedy else policy.sample()
+        return self.action.argmax(-1).cpu().numpy()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"state": self.state, "action": self.action}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        to_device = lambda value: value if value is None else value.to(self.agent.device)  # noqa: E731
+        self.state = state["state"] and tuple(map(to_device, state["state"]))
+        self.action = to_device(state["action"])
