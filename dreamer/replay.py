@@ -51,6 +51,10 @@ class Chunk:
         small = [np.zeros(capacity, dtype) for dtype in (np.int8, np.float32, np.uint8)]
         return cls(stream, start, 0, np.zeros((capacity, *obs_shape), np.uint8), *small)
 
+    @property
+    def full(self) -> bool:
+        return self.length == len(self.obs)
+
     def arrays(self) -> dict[str, np.ndarray]:
         """The filled part by name."""
         return {name: getattr(self, name)[: self.length] for name in ("obs", "action", "reward", "flags")}
@@ -87,18 +91,17 @@ class Chunk:
 
 
 class Replay:
-    """Holds up to `capacity` steps and samples sequences uniformly over their starts.
+    """Holds about `capacity` steps and samples sequences uniformly over their starts.
 
-    A stream is the endless sequence of steps of one environment. Sealed (full) chunks are immutable; only a stream's last
-    one grows. When there are more than `capacity` steps, the oldest chunk goes.
+    A stream is the endless sequence of steps of one environment. Full chunks never change again; only a stream's last one
+    grows. When a new chunk begins and the rest suffices for `capacity`, the oldest goes.
     """
 
     def __init__(self, config: ReplayConfig):
         self.config = config
         self._chunks: list[Chunk] = []  # in the order in which they were begun
-        self._open: dict[str, Chunk] = {}
-        self._lengths: dict[int, tuple] = {}
-        self._runs: list[list[Chunk]] = []
+        self._last: dict[str, Chunk] = {}  # of each stream
+        self._runs: list[list[Chunk]] = []  # chunks that follow each other without a gap
 
     def __len__(self) -> int:
         return sum(chunk.length for chunk in self._chunks)
@@ -106,48 +109,38 @@ class Replay:
     def add(self, streams: Iterable[str], steps: Steps) -> None:
         """Appends one step to each stream."""
         for i, stream in enumerate(streams):
-            chunk = self._open.get(stream)
-            if chunk is None or chunk.length == self.config.chunk_length:
-                chunk = self._begin(stream, 0 if chunk is None else chunk.start + chunk.length, steps.obs.shape[1:])
+            chunk = self._last.get(stream)
+            if chunk is None or chunk.full:
+                start = 0 if chunk is None else chunk.start + chunk.length
+                chunk = Chunk.empty(stream, start, self.config.chunk_length, steps.obs.shape[1:])
+                self._append(chunk)
+                while len(self) - self._chunks[0].length >= self.config.capacity:
+                    self._chunks.pop(0)
+                self._index()
             t = chunk.length
             chunk.obs[t], chunk.action[t], chunk.reward[t] = steps.obs[i], steps.action[i], steps.reward[i]
             chunk.flags[t] = steps.is_first[i] + 2 * steps.is_last[i] + 4 * steps.is_terminal[i]
             chunk.length += 1
 
-    def _begin(self, stream: str, start: int, obs_shape: tuple[int, ...]) -> Chunk:
-        chunk = Chunk.empty(stream, start, self.config.chunk_length, obs_shape)
-        self._open[stream] = chunk
-        self._append(chunk)
-        while len(self._chunks) > 1 and len(self) - self._chunks[0].length >= self.config.capacity:
-            self._chunks.pop(0)
-            self._index()
-        return chunk
-
     def _append(self, chunk: Chunk) -> None:
         self._chunks.append(chunk)
-        self._index()
+        self._last[chunk.stream] = chunk
 
     def _index(self) -> None:
-        """Groups the chunks into runs that follow each other without a gap."""
-        by_stream: dict[str, list[Chunk]] = {}
-        for chunk in self._chunks:
-            by_stream.setdefault(chunk.stream, []).append(chunk)
         self._runs = []
-        for chunks in by_stream.values():
-            chunks.sort(key=lambda chunk: chunk.start)
-            for chunk in chunks:
-                last = self._runs[-1][-1] if self._runs else None
-                if last and last.stream == chunk.stream and last.start + self._full(last) == chunk.start:
-                    self._runs[-1].append(chunk)
-                else:
-                    self._runs.append([chunk])
+        for chunk in sorted(self._chunks, key=lambda chunk: (chunk.stream, chunk.start)):
+            last = self._runs[-1][-1] if self._runs else None
+            if last and last.stream == chunk.stream and last.start + last.length == chunk.start:
+                self._runs[-1].append(chunk)
+            else:
+                self._runs.append([chunk])
 
-    def _full(self, chunk: Chunk) -> int:
-        return len(chunk.obs)
+    def _counts(self, length: int) -> list[int]:
+        return [max(0, sum(chunk.length for chunk in run) - length + 1) for run in self._runs]
 
     def starts(self, length: int) -> int:
         """How many sequences of `length` steps there are."""
-        return sum(max(0, sum(chunk.length for chunk in run) - length + 1) for run in self._runs)
+        return sum(self._counts(length))
 
     def sample(self, batch_size: int, batch_length: int, rng: np.random.Generator) -> Batch:
         """`batch_size` sequences, each start equally likely, with replacement.
@@ -155,23 +148,21 @@ class Replay:
         Raises:
             ValueError: no stream is `batch_length` long yet
         """
-        counts = [max(0, sum(chunk.length for chunk in run) - batch_length + 1) for run in self._runs]
+        counts = self._counts(batch_length)
         ends = np.cumsum(counts)
-        if not len(ends) or not ends[-1]:
+        if not sum(counts):
             raise ValueError(f"no stream of the replay has {batch_length} steps yet: it holds {len(self)} in all")
-        obs_shape = self._chunks[0].obs.shape[1:]
-        obs = np.empty((batch_size, batch_length, *obs_shape), np.uint8)
-        action = np.empty((batch_size, batch_length), np.int64)
-        reward = np.empty((batch_size, batch_length), np.float32)
-        flags = np.empty((batch_size, batch_length), np.uint8)
+        shape = (batch_size, batch_length)
+        obs = np.empty((*shape, *self._chunks[0].obs.shape[1:]), np.uint8)
+        action, reward, flags = np.empty(shape, np.int64), np.empty(shape, np.float32), np.empty(shape, np.uint8)
         for b, draw in enumerate(rng.integers(ends[-1], size=batch_size)):
             run = int(np.searchsorted(ends, draw, side="right"))
             offset, filled = int(draw - (ends[run] - counts[run])), 0
             for chunk in self._runs[run]:
-                if offset >= chunk.length:
+                take = min(chunk.length - offset, batch_length - filled)
+                if take <= 0:
                     offset -= chunk.length
                     continue
-                take = min(chunk.length - offset, batch_length - filled)
                 source, target = slice(offset, offset + take), slice(filled, filled + take)
                 obs[b, target], action[b, target] = chunk.obs[source], chunk.action[source]
                 reward[b, target], flags[b, target] = chunk.reward[source], chunk.flags[source]
@@ -183,36 +174,56 @@ class Replay:
     def save(self, directory: Path, partial: bool = False) -> None:
         """Writes the chunks that are full and not yet written; with `partial`, also those that still grow.
 
-        Files of chunks that are no longer held are removed.
+        Chunk files in `directory` that are not held (any more) are removed.
         """
         directory.mkdir(parents=True, exist_ok=True)
         for chunk in self._chunks:
-            if chunk.file is None and chunk.length and (partial or chunk.length == self._full(chunk)):
+            if chunk.file is None and chunk.length and (partial or chunk.full):
                 chunk.save(directory)
         held = {chunk.file for chunk in self._chunks}
-        for path in directory.iterdir():
+        for path in directory.glob("*.npz*"):
             if path.name not in held:
                 path.unlink()
 
-    def load(self, directory: Path, names: Iterable[str] | None = None) -> None:
-        """Adds the chunks of a directory: all, or those named. Verifies each.
+    def load(self, directory: Path) -> None:
+        """Adds all chunks of a directory, verified.
 
         Raises:
-            ChunkError: a file is damaged or missing
+            ChunkError: a file is damaged or no chunk, or there is none
         """
-        paths = sorted(directory.iterdir()) if names is None else [directory / name for name in names]
+        paths = sorted(path for path in directory.glob("*") if path.name != ".gitignore")
+        if not paths:
+            raise ChunkError(f"{directory}: holds no replay chunks; make them (dvc repro) or fetch them (dvc pull)")
         for path in paths:
-            if not path.is_file():
-                raise ChunkError(f"{path}: missing; restore it with: dvc checkout --force {directory}")
             self._append(Chunk.load(path))
+        self._index()
 
     def state_dict(self) -> dict[str, Any]:
-        """The growing chunks' content and the written ones' names; `save` must have been called."""
+        """The written chunks' names and the others' content."""
         return {
             "files": [chunk.file for chunk in self._chunks if chunk.file],
-            "open": [
-                {"stream": chunk.stream, "start": chunk.start, "length": chunk.length, **chunk.arrays()}
-                for chunk in self._chunks
-                if not chunk.file
+            "growing": [
+                {"stream": chunk.stream, "start": chunk.start, **chunk.arrays()} for chunk in self._chunks if not chunk.file
             ],
         }
+
+    def load_state_dict(self, state: dict[str, Any], *directories: Path) -> None:
+        """Replaces the content; written chunks are looked for in `directories`.
+
+        Raises:
+            ChunkError: one of them is missing or damaged
+        """
+        self._chunks, self._last = [], {}
+        for name in state["files"]:
+            path = next((path for directory in directories if (path := directory / name).is_file()), None)
+            if path is None:
+                raise ChunkError(f"{directories[-1] / name}: missing, and the checkpoint needs it; remove the checkpoint to start afresh")
+            self._append(Chunk.load(path))
+        for saved in state["growing"]:
+            arrays = {name: np.asarray(saved[name]) for name in ("obs", "action", "reward", "flags")}
+            chunk = Chunk.empty(saved["stream"], saved["start"], self.config.chunk_length, arrays["obs"].shape[1:])
+            chunk.length = len(arrays["obs"])
+            for name, filled in chunk.arrays().items():
+                filled[:] = arrays[name]
+            self._append(chunk)
+        self._index()

@@ -23,14 +23,11 @@ NO_ACTION = -1  # the action of a first step
 
 
 class Policy(Protocol):
-    """Acts for N environments at once and keeps what it must remember of each."""
+    """Acts for N environments at once and keeps what it must remember of each. To be resumed in the middle of episodes
+    it also has `state_dict` and `load_state_dict`."""
 
     def __call__(self, obs: np.ndarray, is_first: np.ndarray) -> np.ndarray:
         """(N, 64, 64, 3) uint8 and (N,) bool to (N,) int64. Where `is_first`, the past is forgotten."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class RandomPolicy:
@@ -49,6 +46,19 @@ class RandomPolicy:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._rng.bit_generator.state = state
+
+
+class RecordedPolicy:
+    """Plays recorded actions again, one list an episode, in the order in which N = 1 environment starts them."""
+
+    def __init__(self, episodes: Sequence[Sequence[int]]):
+        self._episodes = iter(episodes)
+        self._actions: Iterator[int] = iter(())
+
+    def __call__(self, obs: np.ndarray, is_first: np.ndarray) -> np.ndarray:
+        if is_first[0]:
+            self._actions = iter(next(self._episodes))
+        return np.array([next(self._actions, 0)])
 
 
 @dataclass

@@ -1,0 +1,144 @@
+"""The only reader of params.yaml: the profile laid over the defaults, typed and checked."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dreamer.config import (
+    AgentConfig,
+    BehaviorConfig,
+    ComputeConfig,
+    Config,
+    ConfigError,
+    EnvConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizersConfig,
+    ReplayConfig,
+    TrainingConfig,
+)
+
+PATH = Path("params.yaml")
+
+
+@dataclass(frozen=True)
+class CollectParams(Config):
+    steps: int
+    envs: int
+    probabilities: tuple[float, ...]
+
+    def problems(self):
+        if len(self.probabilities) != 7 or min(self.probabilities) < 0 or sum(self.probabilities) <= 0:
+            yield "probabilities", "must be seven numbers, none negative, not all zero"
+        if self.steps < 1 or self.envs < 1:
+            yield "steps" if self.steps < 1 else "envs", "must be at least 1"
+
+
+@dataclass(frozen=True)
+class TrainParams(TrainingConfig):
+    eval_every: int
+    eval_episodes: int
+    eval_seed: int
+    checkpoint_every: int
+    log_every: int
+    video_pred_log: bool
+
+    def problems(self):
+        yield from super().problems()
+        for key in ("eval_every", "eval_episodes", "checkpoint_every", "log_every"):
+            if getattr(self, key) < 1:
+                yield key, f"must be at least 1, is {getattr(self, key)}"
+
+
+@dataclass(frozen=True)
+class EvaluateParams(Config):
+    episodes: int
+    envs: int
+    seed: int
+
+    def problems(self):
+        for key in ("episodes", "envs"):
+            if getattr(self, key) < 1:
+                yield key, f"must be at least 1, is {getattr(self, key)}"
+
+
+@dataclass(frozen=True)
+class RenderParams(Config):
+    episodes: int
+    fps: int
+    sequences: int
+    context: int
+
+    def problems(self):
+        for key in self.keys():
+            if getattr(self, key) < 1:
+                yield key, f"must be at least 1, is {getattr(self, key)}"
+
+
+@dataclass(frozen=True)
+class Params(Config):
+    """params.yaml with the profile applied."""
+
+    seed: int
+    env: EnvConfig
+    collect: CollectParams
+    replay: ReplayConfig
+    model: ModelConfig
+    losses: LossConfig
+    behavior: BehaviorConfig
+    optimizers: OptimizersConfig
+    compute: ComputeConfig
+    train: TrainParams
+    evaluate: EvaluateParams
+    render: RenderParams
+    profile: str = field(kw_only=True)
+
+    @property
+    def agent(self) -> AgentConfig:
+        return AgentConfig(self.model, self.losses, self.behavior, self.optimizers)
+
+    def problems(self):
+        if self.train.steps < self.collect.steps:
+            yield "train.steps", f"must be at least collect.steps ({self.collect.steps}), is {self.train.steps}"
+        elif self.collect.steps // self.env.action_repeat // self.collect.envs < self.train.batch_length:
+            yield "collect.steps", f"too few for one sequence of train.batch_length ({self.train.batch_length}) an emulator"
+        chosen = range(self.train.eval_seed, self.train.eval_seed + self.train.eval_episodes)
+        reported = range(self.evaluate.seed, self.evaluate.seed + self.evaluate.episodes)
+        if chosen.start < reported.stop and reported.start < chosen.stop:
+            yield "train.eval_seed", "its seeds overlap evaluate.seed's: starts that choose a checkpoint are not reported"
+
+
+def load(path: Path = PATH) -> Params:
+    """Reads, merges and checks the parameters.
+
+    Raises:
+        ConfigError: the file is missing or no YAML, the profile is unknown, or a parameter is wrong; one line
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: not found; run from the repository's root") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML, {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a mapping")
+    profiles = values.pop("profiles", None)
+    if not isinstance(profiles, dict):
+        raise ConfigError("profiles: missing parameter; add it to params.yaml")
+    profile = values.get("profile")
+    if not isinstance(profile, str) or profile not in profiles:
+        raise ConfigError(f"profile: unknown profile {profile!r}; known: {', '.join(map(str, profiles))}")
+    return Params.from_dict(_overlay(values, profiles[profile] or {}, f"profiles.{profile}"))
+
+
+def _overlay(defaults: dict[str, Any], changes: Any, path: str) -> dict[str, Any]:
+    if not isinstance(changes, dict):
+        raise ConfigError(f"{path}: expected a mapping, got {changes!r}")
+    merged = dict(defaults)
+    for key, value in changes.items():
+        if key not in defaults:
+            raise ConfigError(f"{path}.{key}: unknown parameter; known here: {', '.join(map(str, defaults))}")
+        merged[key] = _overlay(defaults[key], value, f"{path}.{key}") if isinstance(defaults[key], dict) else value
+    return merged
