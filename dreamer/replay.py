@@ -90,6 +90,11 @@ class Chunk:
             return cls(parts["stream"], int(parts["start"]), int(parts["length"]), **arrays, file=path.name)
 
 
+def digest(directory: Path) -> str:
+    """Of all chunks in a directory: SHA-256 of their names, each of which carries its content's."""
+    return hashlib.sha256("\n".join(sorted(path.name for path in directory.glob("*.npz"))).encode()).hexdigest()
+
+
 class Replay:
     """Holds about `capacity` steps and samples sequences uniformly over their starts.
 
@@ -105,6 +110,11 @@ class Replay:
 
     def __len__(self) -> int:
         return sum(chunk.length for chunk in self._chunks)
+
+    @property
+    def decisions(self) -> int:
+        """How many of the steps came of a decision: all but the first of each episode."""
+        return sum(int(np.count_nonzero(~chunk.arrays()["flags"] & 1)) for chunk in self._chunks)
 
     def add(self, streams: Iterable[str], steps: Steps) -> None:
         """Appends one step to each stream."""

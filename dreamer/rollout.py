@@ -11,6 +11,7 @@ Time runs so, in replay as here: a step holds what arrives together.
     is_terminal 0            0            0                 0 or 1       1: by itself; 0: cut off, value goes on
 """
 
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
@@ -20,6 +21,11 @@ import gymnasium
 import numpy as np
 
 NO_ACTION = -1  # the action of a first step
+
+
+def episode_seeds(seed: int, purpose: str) -> Callable[[int], int]:
+    """Gives the k-th of an endless list of seeds, another list for every `seed` and `purpose`."""
+    return lambda k: int(np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), k]).generate_state(1)[0])
 
 
 class Policy(Protocol):
@@ -95,20 +101,20 @@ class Rollout:
     """N environments stepped side by side, each in a thread, by one policy in one batch.
 
     Args:
-        seeds: gives the seed of each new episode; an environment that finds it exhausted stays idle.
+        seed_of: the seed of the k-th episode begun, k from 0; None ends: an environment that gets it stays idle.
     """
 
-    def __init__(self, envs: Sequence[gymnasium.Env], policy: Policy, seeds: Iterator[int]):
-        self.envs, self.policy = list(envs), policy
-        self._seeds = seeds
+    def __init__(self, envs: Sequence[gymnasium.Env], policy: Policy, seed_of: Callable[[int], int | None]):
+        self.envs, self.policy, self.seed_of = list(envs), policy, seed_of
+        self.begun = 0  # episodes
         self._threads = ThreadPoolExecutor(len(self.envs), thread_name_prefix="env")
         self._now: Steps | None = None
-        self._running: list[Episode | None] = [None] * len(self.envs)
+        self.running: list[Episode | None] = [None] * len(self.envs)  # each environment's episode
 
     @property
     def idle(self) -> np.ndarray:
-        """(N,) bool: environments that have no episode (only once `seeds` is exhausted)."""
-        return np.array([episode is None for episode in self._running])
+        """(N,) bool: environments that have no episode (any more)."""
+        return np.array([episode is None for episode in self.running])
 
     def step(self) -> tuple[Steps, list[Episode], int]:
         """The next step of every environment.
@@ -126,15 +132,16 @@ class Rollout:
             actions = self.policy(self._now.obs, self._now.is_first)
             starting = self._now.is_last
         for i in np.flatnonzero(starting):
-            seed = next(self._seeds, None)
-            self._running[i] = None if seed is None else Episode(seed, 0.0, 0, {})
+            seed = self.seed_of(self.begun)
+            self.begun += seed is not None
+            self.running[i] = None if seed is None else Episode(seed, 0.0, 0, {})
         acting = ~starting & ~self.idle
         list(self._threads.map(self._advance, range(n), actions.tolist(), starting.tolist()))
-        ended = [self._running[i] for i in np.flatnonzero(self._now.is_last & acting)]
+        ended = [self.running[i] for i in np.flatnonzero(self._now.is_last & acting)]
         return self._now, ended, int(acting.sum())
 
     def _advance(self, i: int, action: int, start: bool) -> None:
-        now, env, episode = self._now, self.envs[i], self._running[i]
+        now, env, episode = self._now, self.envs[i], self.running[i]
         if episode is None:
             now.is_first[i], now.is_last[i], now.is_terminal[i], now.reward[i] = False, False, False, 0.0
             return
@@ -149,24 +156,25 @@ class Rollout:
         now.is_first[i], now.is_last[i], now.is_terminal[i] = start, terminated or truncated, terminated
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next step depends on, but for the policy's weights and the seeds already drawn."""
+        """All that the next step depends on, but for the policy's weights."""
         return {
+            "begun": self.begun,
             "now": None if self._now is None else asdict(self._now),
-            "running": [episode and asdict(episode) for episode in self._running],
+            "running": [episode and asdict(episode) for episode in self.running],
             "envs": [env.state_dict() for env in self.envs],
             "policy": self.policy.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.begun = state["begun"]
         self._now = state["now"] and Steps(**{name: np.array(value) for name, value in state["now"].items()})
-        self._running = [episode and Episode(**episode) for episode in state["running"]]
+        self.running = [episode and Episode(**episode) for episode in state["running"]]
         list(self._threads.map(lambda env, past: env.load_state_dict(past), self.envs, state["envs"]))
         self.policy.load_state_dict(state["policy"])
 
-    def close(self) -> None:
+    def stop(self) -> None:
+        """Ends the threads; the environments stay open."""
         self._threads.shutdown()
-        for env in self.envs:
-            env.close()
 
 
 def play_episodes(
@@ -180,15 +188,17 @@ def play_episodes(
     Args:
         on_step: called after every step of an episode with its seed, its environment and a view of its `Steps` (N = 1)
     """
-    rollout = Rollout(envs, policy, iter(seeds))
+    rollout = Rollout(envs[: len(seeds)], policy, lambda k: seeds[k] if k < len(seeds) else None)
     remaining = len(seeds)
-    while remaining:
-        steps, ended, _ = rollout.step()
-        if on_step:
-            for i, (env, episode) in enumerate(zip(rollout.envs, rollout._running, strict=True)):
-                if episode is not None:
-                    view = Steps(**{field.name: getattr(steps, field.name)[i : i + 1] for field in fields(Steps)})
-                    on_step(episode.seed, env, view)
-        remaining -= len(ended)
-        yield from ended
-    rollout._threads.shutdown()
+    try:
+        while remaining:
+            steps, ended, _ = rollout.step()
+            if on_step:
+                for i, (env, episode) in enumerate(zip(rollout.envs, rollout.running, strict=True)):
+                    if episode is not None:
+                        view = Steps(**{field.name: getattr(steps, field.name)[i : i + 1] for field in fields(Steps)})
+                        on_step(episode.seed, env, view)
+            remaining -= len(ended)
+            yield from ended
+    finally:
+        rollout.stop()

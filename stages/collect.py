@@ -1,0 +1,50 @@
+"""Seeded random play in parallel emulators: the replay that training starts from."""
+
+from pathlib import Path
+
+from tqdm import tqdm
+
+from dreamer.mario import make_env
+from dreamer.replay import Replay, digest
+from dreamer.rollout import RandomPolicy, Rollout, episode_seeds
+from stages import tracking
+from stages.params import load
+
+DATA = Path("data/seed")
+
+
+def main() -> None:
+    params = load()
+    DATA.mkdir(parents=True, exist_ok=True)
+    with tracking.run("collect", params) as run:
+        replay, episodes = Replay(params.replay), []
+        policy = RandomPolicy(params.collect.probabilities, params.seed)
+        envs = [make_env(params.env) for _ in range(params.collect.envs)]
+        rollout = Rollout(envs, policy, episode_seeds(params.seed, "collect"))
+        streams = [f"seed{i}" for i in range(len(envs))]
+        decisions, target = 0, params.collect.steps // params.env.action_repeat
+        with tqdm(total=target, desc="collect", unit="decision", mininterval=1) as bar:
+            while decisions < target:
+                steps, ended, taken = rollout.step()
+                replay.add(streams, steps)
+                episodes += ended
+                decisions += taken
+                bar.update(taken)
+                if ended:
+                    bar.set_postfix(episodes=len(episodes), best_x=max(episode.info["best_x"] for episode in episodes))
+        rollout.stop()
+        replay.save(DATA, partial=True)
+        frames = decisions * params.env.action_repeat
+        run.tags({"data_sha256": digest(DATA)})
+        if episodes:
+            returns = [episode.total_reward for episode in episodes]
+            run.metrics(
+                {
+                    "collect_episodes": len(episodes),
+                    "collect_return": sum(returns) / len(returns),
+                    "collect_best_x": max(episode.info["best_x"] for episode in episodes),
+                },
+                frames,
+            )
+    size = sum(path.stat().st_size for path in DATA.glob("*.npz"))
+    print(f"collected {frames} frames in {len(episodes)} episodes; {size / decisions / 1000:.1f} kB a decision in {DATA}/")
