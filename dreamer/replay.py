@@ -182,14 +182,14 @@ class Replay:
         return Batch(obs, action, reward, *((flags & bit).astype(bool) for bit in (1, 2, 4)))
 
     def save(self, directory: Path, partial: bool = False) -> None:
-        """Writes the chunks that are full and not yet written; with `partial`, also those that still grow.
-
-        Chunk files in `directory` that are not held (any more) are removed.
-        """
+        """Writes the chunks that are full and not yet written; with `partial`, also those that still grow."""
         directory.mkdir(parents=True, exist_ok=True)
         for chunk in self._chunks:
             if chunk.file is None and chunk.length and (partial or chunk.full):
                 chunk.save(directory)
+
+    def prune(self, directory: Path) -> None:
+        """Removes the chunk files of `directory` that are not held (any more)."""
         held = {chunk.file for chunk in self._chunks}
         for path in directory.glob("*.npz*"):
             if path.name not in held:

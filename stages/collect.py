@@ -34,6 +34,7 @@ def main() -> None:
                     bar.set_postfix(episodes=len(episodes), best_x=max(episode.info["best_x"] for episode in episodes))
         rollout.stop()
         replay.save(DATA, partial=True)
+        replay.prune(DATA)
         frames = decisions * params.env.action_repeat
         run.tags({"data_sha256": digest(DATA)})
         if episodes:
