@@ -1,0 +1,67 @@
+"""`python -m pipeline.launch STAGE`, the command of every stage in dvc.yaml: runs it where MARIO_RUNNER says."""
+
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+
+RUNNERS = ("process",)
+PIPELINE_KEY = "MARIO_PIPELINE_KEY"  # the same for all stages of one run of the pipeline
+SILENT = {  # nothing here phones home; each of these tools reads a switch of its own
+    "DO_NOT_TRACK": "true",
+    "DVC_NO_ANALYTICS": "1",
+    "ITERATIVE_DO_NOT_TRACK": "1",
+    "DVC_STUDIO_OFFLINE": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+}
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    parent = os.getppid()
+    if sys.platform == "linux":
+        # A stage whose dvc was killed gets SIGTERM, saves its progress and ends, rather than run on unseen.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    from pipeline import graph
+
+    try:
+        stages = graph.load()
+    except graph.GraphError as error:
+        sys.exit(f"error: {error}")
+    if len(sys.argv) != 2 or sys.argv[1] not in stages:
+        sys.exit(f"error: unknown stage {' '.join(sys.argv[1:]) or '(none given)'}; stages: {', '.join(stages)}")
+    runner = os.environ.get("MARIO_RUNNER", "process")
+    if runner not in RUNNERS:
+        sys.exit(f"error: MARIO_RUNNER: unknown runner {runner!r}; known: {', '.join(RUNNERS)}")
+    os.environ.update(SILENT)
+    os.environ.setdefault(PIPELINE_KEY, pipeline_key())
+    if os.getppid() != parent:  # it died before the signal was arranged
+        sys.exit(128 + signal.SIGTERM)
+    os.execv(sys.executable, [sys.executable, "-m", "stages", sys.argv[1]])
+
+
+def pipeline_key() -> str:
+    """Identifies the dvc process above this one, or this process where there is none."""
+    import psutil
+
+    process = psutil.Process()
+    above = next((one for one in process.parents() if _is_dvc(one)), process)
+    return f"{above.pid}-{above.create_time():.2f}"
+
+
+def _is_dvc(process) -> bool:
+    import psutil
+
+    try:
+        command = process.cmdline()
+    except psutil.Error:
+        return False
+    if command and Path(command[0]).name.startswith("python"):
+        command = command[1:]
+    return command[:2] == ["-m", "dvc"] or (bool(command) and Path(command[0]).name == "dvc")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""`python -m stages NAME [arguments]` runs one script. An error that a user can cause becomes one line, exit code 1."""
+
+import errno
+import importlib
+import sys
+from pathlib import Path
+
+SCRIPTS = ("collect", "train", "evaluate", "render", "report", "play")
+
+# By name: importing their modules to compare types would load torch before an error in params.yaml is told.
+TOLD = {
+    "dreamer.config.ConfigError",
+    "dreamer.replay.ChunkError",
+    "dreamer.checkpoint.CheckpointError",
+    "stages.tracking.TrackingError",
+}
+
+
+def main() -> None:
+    if len(sys.argv) < 2 or sys.argv[1] not in SCRIPTS:
+        given = repr(sys.argv[1]) if len(sys.argv) > 1 else "none given"
+        sys.exit(f"error: unknown stage {given}; known: {', '.join(SCRIPTS)}")
+    name = sys.argv.pop(1)
+    sys.argv[0] = name
+    try:
+        if name != "play":  # which must tell its --help even then
+            from stages import params
+
+            params.load()  # before the stage's module, whose imports take seconds
+        importlib.import_module(f"stages.{name}").main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if (line := told(error)) is None:
+            raise
+        sys.exit(f"error: {line}")
+
+
+def told(error: Exception) -> str | None:
+    """The one line for an error whose cause lies with the user or the machine, None for one that is ours."""
+    if any(f"{kind.__module__}.{kind.__qualname__}" in TOLD for kind in type(error).__mro__):
+        return " ".join(str(error).split())
+    if not isinstance(error, OSError):
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno == errno.ENOSPC:
+        return (
+            f"{where}the disk is full; free some space there (dvc gc --workspace drops old versions) and run it again"
+        )
+    if not error.filename:
+        return None
+    if isinstance(error, PermissionError):
+        owner = Path(error.filename) if Path(error.filename).exists() else Path(error.filename).parent
+        return f"{where}no permission; make {owner} readable and writable for you (ls -ld {owner} shows its owner)"
+    if isinstance(error, FileNotFoundError):
+        return f"{where}not found; make it (dvc repro) or fetch it (dvc pull)"
+    return f"{where}{error.strerror or error}"
+
+
+if __name__ == "__main__":
+    main()
