@@ -12,7 +12,9 @@ TOLD = {
     "dreamer.config.ConfigError",
     "dreamer.replay.ChunkError",
     "dreamer.checkpoint.CheckpointError",
+    "stages.progress.ProgressError",
     "stages.tracking.TrackingError",
+    "stages.train.Diverged",
 }
 
 

@@ -23,7 +23,7 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     return (0.0 if successes == 0 else low), (1.0 if successes == n else high)  # exact, not but for rounding
 
 
-def bootstrap_mean(values: Sequence[float], seed: int, resamples: int = 10_000) -> tuple[float, float]:
+def bootstrap_mean(values: Sequence[float], seed: int = 0, resamples: int = 10_000) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean; the same values and seed give the same interval.
 
     Raises:
