@@ -1,4 +1,4 @@
-"""The open-loop prediction as a picture that moves: what happened, what the world model imagined, and the difference."""
+"""The open-loop prediction as a moving picture: what happened, what the world model imagined, and the difference."""
 
 from collections.abc import Iterator
 from dataclasses import fields
@@ -42,8 +42,8 @@ def sample_sequences(replay: Replay, count: int, length: int, rng: np.random.Gen
 def frames(truth: np.ndarray, model: np.ndarray, context: int) -> Iterator[np.ndarray]:
     """A row a sequence; columns truth, model and error (the brighter, the more it differs).
 
-    The model's column is framed in green while it sees the truth and in orange once it imagines; the timeline below says
-    how far each goes.
+    The model's column is framed in green while it sees the truth and in orange once it imagines; the timeline below
+    says how far each goes.
 
     Args:
         truth, model: (B, T, 64, 64, 3) uint8
