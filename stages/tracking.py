@@ -1,0 +1,621 @@
+"""Records of every stage: MLflow runs, TensorBoard events, registered models. The only file that imports mlflow.
+
+A run of the pipeline is a parent run, and each of its stages a child run. Stages are processes of their own: those of
+one run of the pipeline share the key in MARIO_PIPELINE_KEY, and the first leaves the parent's id for the others in
+.mario/pipeline_run.json. A stage that goes on after an interruption goes on in its old run, and its old parent becomes
+that of the stages after it. A stage that runs without a key is a pipeline of its own.
+
+What a stage logs goes through an outbox (see stages/outbox.py), so that no store can slow it down or end it. What could
+not be sent before the stage ended waits in .mario/unsent/ for the next stage that reaches the same store.
+"""
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from stages.events import Events, NoEvents, open_events
+from stages.outbox import Outbox, Record, Refused, notice
+from stages.params import Params
+
+ROOT = Path(__file__).resolve().parents[1]
+EXPERIMENT = "mario-dreamer"
+MODEL = "mario-dreamer"
+ALIAS = "challenger"
+PIPELINE_KEY = "MARIO_PIPELINE_KEY"
+SYSTEM_EVERY = 10.0  # seconds between two samples of the machine's load
+PATIENCE = 30.0  # seconds that the end of a stage waits for a store that is away
+REQUIREMENTS = ("mlflow", "torch", "numpy", "gymnasium", "gym-super-mario-bros", "nes-py", "pyyaml")  # of the model
+PARENT, NAME = "mlflow.parentRunId", "mlflow.runName"
+FINAL = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE")  # trying again is no use
+
+
+class TrackingError(RuntimeError):
+    """The tracking store cannot be used. The message is one line, naming it and the remedy."""
+
+
+@contextmanager
+def run(stage: str, params: Params, tags: dict[str, str] | None = None, resume: str | None = None) -> Iterator["Run"]:
+    """Records a stage, from here to the end of the block.
+
+    Its status becomes FINISHED, FAILED if an exception leaves the block, or KILLED if that came from a signal. Without
+    MLflow the block runs all the same, and `Run.run_id` is None.
+
+    Args:
+        tags: besides those that every run has: commit, profile, level, digests of data and ROM
+        resume: id of the run to go on in; if it is gone, a new one begins
+
+    Raises:
+        TrackingError: the store in MLFLOW_TRACKING_URI cannot be reached or used
+    """
+    this = _open(stage, params, _described(stage, params, tags or {}), resume)
+    try:
+        yield this
+    except BaseException as error:
+        this.close(_status(error))
+        raise
+    this.close("FINISHED")
+
+
+def _status(error: BaseException) -> str:
+    if isinstance(error, SystemExit):  # 128 + a signal's number is what a stage exits with when one stopped it
+        code = error.code
+        return "FINISHED" if not code else "KILLED" if isinstance(code, int) and code > 128 else "FAILED"
+    return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+
+
+class Run:
+    """A stage's record. `run_id`, `parent_run_id` and `uri`, the store's address, are None without MLflow."""
+
+    run_id: str | None = None
+    parent_run_id: str | None = None
+    uri: str | None = None
+
+    def __init__(self, tags: dict[str, str], events: Events | NoEvents):
+        self._tags, self._events = tags, events
+
+    def metrics(self, values: dict[str, float], frames: int) -> None:
+        """Scalars at `frames` emulator frames. Queued: takes microseconds, and never raises for the store's sake."""
+        values = {name: float(value) for name, value in values.items()}
+        self._events.scalars(values, frames)
+
+    def headline(self, values: dict[str, float], frames: int) -> None:
+        """`metrics` which the pipeline's run shows, too."""
+        self.metrics(values, frames)
+
+    def video(self, name: str, images: Iterable[np.ndarray], frames: int, fps: int) -> None:
+        """An animation of (H, W, 3) uint8 images as `videos/<name>/<frames>.gif`, and under Images in TensorBoard."""
+        from stages import gif
+
+        encoded = gif.encode(images, fps)
+        self._events.animation(name, encoded, frames)
+        self._keep_video(f"videos/{name}", f"{frames:09d}.gif", encoded)
+
+    def _keep_video(self, folder: str, file: str, encoded: bytes) -> None:
+        pass
+
+    def artifact(self, path: Path, folder: str) -> None:
+        """Copies a file, or what is in a directory, to `folder` of the run's artifacts; before the stage ends."""
+
+    def tags(self, tags: dict[str, str]) -> None:
+        """Adds tags to this run and the pipeline's."""
+        self._tags.update(tags)
+
+    def log_model(
+        self, checkpoint: Path, params: Params, evaluation: dict[str, Any], tags: dict[str, str] | None = None
+    ) -> dict[str, str]:
+        """Registers a checkpoint, with all it needs to be played, as the newest version and challenger.
+
+        Returns:
+            name, version, alias, run_id, tracking_uri; nothing without MLflow
+
+        Raises:
+            TrackingError: the store does not take it
+        """
+        return {}
+
+    def close(self, status: str) -> None:
+        self._events.close()
+
+
+class StoredRun(Run):
+    """A run in an MLflow store."""
+
+    def __init__(
+        self, store: "Store", run_id: str, parent_run_id: str, tags: dict[str, str], events: Events | NoEvents
+    ):
+        super().__init__(tags, events)
+        self.run_id, self.parent_run_id, self.uri = run_id, parent_run_id, store.name
+        self._store = store
+        self._lock = _claim(run_id, parent_run_id, store.name)
+        self._outbox = Outbox(store.send, store.name)
+        self._load = _Load(self._outbox, store, run_id)
+
+    def metrics(self, values: dict[str, float], frames: int) -> None:
+        super().metrics(values, frames)
+        now = _milliseconds()
+        self._outbox.put(
+            *[Record(self.run_id, "metric", name, float(value), now, frames) for name, value in values.items()]
+        )
+
+    def headline(self, values: dict[str, float], frames: int) -> None:
+        super().headline(values, frames)
+        now = _milliseconds()
+        records = [
+            Record(self.parent_run_id, "metric", name, float(value), now, frames) for name, value in values.items()
+        ]
+        self._outbox.put(*records)
+
+    def _keep_video(self, folder: str, file: str, encoded: bytes) -> None:
+        path = _outgoing() / self.run_id / folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded)
+        self._outbox.put(Record(self.run_id, "artifact", str(path), folder))
+
+    def artifact(self, path: Path, folder: str) -> None:
+        self._outbox.put(Record(self.run_id, "artifact", str(path.resolve()), folder))
+
+    def tags(self, tags: dict[str, str]) -> None:
+        super().tags(tags)
+        for run_id in (self.run_id, self.parent_run_id):
+            self._outbox.put(*[Record(run_id, "tag", key, str(value)) for key, value in tags.items()])
+
+    def log_model(
+        self, checkpoint: Path, params: Params, evaluation: dict[str, Any], tags: dict[str, str] | None = None
+    ) -> dict[str, str]:
+        tags = self._tags | {"profile": params.profile, "run_id": self.run_id} | (tags or {})
+        version = self._store.register(self.run_id, checkpoint, tags | _flat(evaluation))
+        return {"name": MODEL, "version": version, "alias": ALIAS, "run_id": self.run_id, "tracking_uri": self.uri}
+
+    def close(self, status: str) -> None:
+        super().close(status)
+        self._load.close()
+        self._outbox.put(*[Record(run_id, "status", "", status) for run_id in (self.run_id, self.parent_run_id)])
+        if unsent := self._outbox.close(PATIENCE if status != "KILLED" else PATIENCE / 6):
+            path = _unsent() / f"{self.run_id}.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a") as file:
+                file.writelines(json.dumps([self.uri, *record]) + "\n" for record in unsent)
+            notice(f"{self.uri} is still away; {len(unsent)} records wait in {path} for the next stage that reaches it")
+        _release(self._lock)
+
+
+class _Load:
+    """Samples the machine's load into a run, as MLflow's own monitor does, but through the outbox."""
+
+    def __init__(self, outbox: Outbox, store: "Store", run_id: str):
+        import threading
+
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        self._monitor = SystemMetricsMonitor(run_id, tracking_uri=store.uri)
+        self._step = len(store.client.get_metric_history(run_id, "system/cpu_utilization_percentage"))
+        self._outbox, self._run_id, self._end = outbox, run_id, threading.Event()
+        self._thread = threading.Thread(target=self._work, name="system metrics", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        while not self._end.wait(SYSTEM_EVERY):
+            self._sample()
+        self._sample()  # of a short stage the only one
+
+    def _sample(self) -> None:
+        self._monitor.collect_metrics()
+        values, now = self._monitor.aggregate_metrics(), _milliseconds()
+        for monitor in self._monitor.monitors:
+            monitor.clear_metrics()
+        records = [
+            Record(self._run_id, "metric", f"system/{name}", value, now, self._step) for name, value in values.items()
+        ]
+        self._outbox.put(*records)
+        self._step += 1
+
+    def close(self) -> None:
+        self._end.set()
+        self._thread.join()
+
+
+class Store:
+    """An MLflow tracking store and registry."""
+
+    def __init__(self, uri: str):
+        self.uri = uri
+        self.name = _without_password(uri)
+        mlflow = _mlflow()
+        from mlflow.exceptions import MlflowException
+
+        self._error = MlflowException
+        try:
+            self.client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+            experiment = self.client.get_experiment_by_name(EXPERIMENT) or self._new_experiment()
+        except Exception as error:  # SQLAlchemy's, requests' and MLflow's own have nothing in common
+            raise TrackingError(_explained(self.name, error)) from None
+        if experiment.lifecycle_stage == "deleted":
+            raise TrackingError(
+                f"{self.name}: the experiment {EXPERIMENT} is deleted there; "
+                f"bring it back with: mlflow experiments restore --experiment-id {experiment.experiment_id}"
+            )
+        self.experiment_id = experiment.experiment_id
+
+    def _new_experiment(self):
+        # A server knows where its artifacts go; beside a database file they go into the repository, wherever we run.
+        location = (ROOT / "mlartifacts").as_uri() if self.uri.startswith("sqlite:") else None
+        try:
+            self.client.create_experiment(EXPERIMENT, artifact_location=location)
+        except self._error as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another stage was faster
+                raise
+        return self.client.get_experiment_by_name(EXPERIMENT)
+
+    def find(self, run_id: str | None):
+        """The run, or None if it is not there, or deleted."""
+        if run_id is None:
+            return None
+        try:
+            found = self.client.get_run(run_id)
+        except self._error as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+        return found if found.info.lifecycle_stage == "active" else None
+
+    def begin(self, name: str, tags: dict[str, str], params: Params, parent: str | None = None) -> str:
+        """The id of a new run."""
+        tags = tags | ({PARENT: parent} if parent else {})
+        run_id = self.client.create_run(self.experiment_id, tags=tags, run_name=name).info.run_id
+        self._log_params(run_id, _flat(params.to_dict()))
+        return run_id
+
+    def reopen(self, run, tags: dict[str, str], params: Params) -> None:
+        """Lets a run go on. Parameters of MLflow cannot change: where they differ from those of old, a tag says so."""
+        from mlflow.entities import RunTag
+
+        now, old = _flat(params.to_dict()), run.data.params
+        if changed := [f"{key}: {old[key]} -> {value}" for key, value in now.items() if old.get(key, value) != value]:
+            tags = tags | {"params_changed": "; ".join(changed)[:5000]}
+        self._log_params(run.info.run_id, {key: value for key, value in now.items() if key not in old})
+        self.client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        self.client.update_run(run.info.run_id, status="RUNNING")
+
+    def _log_params(self, run_id: str, params: dict[str, str]) -> None:
+        from mlflow.entities import Param
+
+        items = [Param(key, value) for key, value in params.items()]
+        for start in range(0, len(items), 100):
+            self.client.log_batch(run_id, params=items[start : start + 100])
+
+    def send(self, records: list[Record]) -> None:
+        """For the outbox: records of one run and kind, no more than its `BATCH`."""
+        from mlflow.entities import Metric, RunTag
+
+        run_id, kind, key, value = records[0][:4]
+        try:
+            if kind == "metric":
+                self.client.log_batch(run_id, metrics=[Metric(*record[2:]) for record in records])
+            elif kind == "tag":
+                self.client.log_batch(run_id, tags=[RunTag(record.key, record.value) for record in records])
+            elif kind == "status":
+                self.client.set_terminated(run_id, value)
+            else:
+                self._send_artifact(run_id, Path(key), value)
+        except self._error as error:
+            if error.error_code in FINAL:
+                raise Refused(f"{kind} of run {run_id}: {_first_line(error)}") from None
+            raise
+
+    def _send_artifact(self, run_id: str, path: Path, folder: str) -> None:
+        if path.is_dir():
+            self.client.log_artifacts(run_id, str(path), folder)
+        elif path.is_file():
+            self.client.log_artifact(run_id, str(path), folder)
+        else:
+            raise Refused(f"artifact {path}: no such file")
+        if path.is_relative_to(_outgoing()):
+            path.unlink()
+
+    def deliver_unsent(self) -> None:
+        """Sends what earlier stages could not."""
+        for path in sorted(_unsent().glob("*.jsonl")):
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            if not lines or lines[0][0] != self.name:
+                continue
+            outbox = Outbox(self.send, self.name)
+            outbox.put(*[Record(*line[1:]) for line in lines])
+            if not outbox.close(0.0):
+                path.unlink()
+
+    def end_the_dead(self) -> None:
+        """Marks runs as killed whose stage ended without a chance to do so: nobody holds the lock of their file."""
+        for path in _running().glob("*.json"):
+            with path.open("r+") as file:
+                if not _locked(file):
+                    continue
+                claim = json.loads(file.read() or "{}")
+                if claim.get("tracking_uri") != self.name:
+                    continue
+                for run_id in (claim["run_id"], claim["parent_run_id"]):
+                    run = self.find(run_id)
+                    if run is not None and run.info.status == "RUNNING":
+                        self.client.set_terminated(run_id, "KILLED")
+                path.unlink()
+
+    def register(self, run_id: str, checkpoint: Path, tags: dict[str, str]) -> str:
+        """Logs the model into the run, registers it and makes it the challenger. Returns the version."""
+        mlflow = _mlflow()
+        from mlflow.models import Model, ModelSignature
+        from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+
+        flags = [ParamSpec(name, DataType.boolean, False) for name in ("deterministic", "reset")]
+        signature = ModelSignature(
+            inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, 64, 64, 3))]),
+            outputs=Schema([TensorSpec(np.dtype(np.int64), (-1,))]),
+            params=ParamSchema(flags),
+        )
+        requirements = [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
+        before = mlflow.get_tracking_uri()
+        try:
+            mlflow.set_tracking_uri(self.uri)
+            mlflow.set_registry_uri(self.uri)
+            with _environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="3", MLFLOW_HTTP_REQUEST_TIMEOUT="120"):
+                model = Model.log(
+                    artifact_path=None,
+                    flavor=mlflow.pyfunc,
+                    name="agent",
+                    run_id=run_id,
+                    python_model=str(ROOT / "stages" / "player.py"),
+                    code_paths=[str(ROOT / "dreamer"), str(ROOT / "stages")],
+                    artifacts={"checkpoint": str(checkpoint.resolve())},
+                    pip_requirements=requirements,
+                    signature=signature,
+                )
+                try:
+                    self.client.create_registered_model(MODEL)
+                except self._error as error:
+                    if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                        raise
+                version = self.client.create_model_version(
+                    MODEL, f"models:/{model.model_id}", run_id, tags=tags, model_id=model.model_id
+                ).version
+                self.client.set_registered_model_alias(MODEL, ALIAS, version)
+        except Exception as error:
+            raise TrackingError(f"{self.name}: cannot register {checkpoint}: {_first_line(error)}") from None
+        finally:
+            mlflow.set_tracking_uri(before)
+        return str(version)
+
+
+def _open(stage: str, params: Params, tags: dict[str, str], resume: str | None) -> Run:
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{params.profile}"
+    events = ROOT / ".mario" / "tensorboard" / stage
+    uri = _tracking_uri()
+    if _mlflow() is None:
+        notice("MLflow is not installed, no runs are recorded (pip install mlflow)")
+        return Run(tags, open_events(events / f"{name}-{os.getpid()}", False))
+    store = Store(uri)
+    try:
+        store.deliver_unsent()
+        store.end_the_dead()
+        old = store.find(resume)
+        if resume and old is None:
+            notice(f"run {resume} is not in {store.name} any more; goes on in a new one")
+        parent_id = _parent(store, params, tags, old)
+        if old is None:
+            run_id = store.begin(stage, tags, params, parent_id)
+        else:
+            run_id = old.info.run_id
+            store.reopen(old, tags | {PARENT: parent_id}, params)
+        before = next(events.glob(f"*-{run_id[:8]}"), None)
+        return StoredRun(
+            store, run_id, parent_id, tags, open_events(before or events / f"{name}-{run_id[:8]}", before is not None)
+        )
+    except store._error as error:
+        raise TrackingError(_explained(store.name, error)) from None
+
+
+def _parent(store: Store, params: Params, tags: dict[str, str], old) -> str:
+    """The run of this pipeline: that of the run which goes on, that which another stage began, or a new one."""
+    path, key = ROOT / ".mario" / "pipeline_run.json", os.environ.get(PIPELINE_KEY)
+    tags = {name: value for name, value in tags.items() if name != "dvc.stage"}
+    parent = store.find(old.data.tags.get(PARENT)) if old is not None else None
+    if parent is None and key and path.exists():
+        known = json.loads(path.read_text())
+        if (known["key"], known["tracking_uri"]) == (key, store.name):
+            parent = store.find(known["parent_run_id"])
+    if parent is None:
+        parent_id = store.begin(f"pipeline {time.strftime('%Y-%m-%d %H:%M')} {params.profile}", tags, params)
+    else:
+        parent_id = parent.info.run_id
+        store.reopen(parent, tags, params)
+    if key:
+        _write(path, {"key": key, "parent_run_id": parent_id, "tracking_uri": store.name})
+    return parent_id
+
+
+def _described(stage: str, params: Params, given: dict[str, str]) -> dict[str, str]:
+    """The tags of every run."""
+    from dreamer.mario import rom_sha256
+
+    commit, dirty = git_state()
+    tags = {
+        "git.commit": commit or "unknown",
+        "git.dirty": "unknown" if dirty is None else str(dirty).lower(),
+        "dvc.stage": os.environ.get("DVC_STAGE", stage),
+        "profile": params.profile,
+        "level": params.env.level,
+        "rom_sha256": rom_sha256(),
+    }
+    if commit:
+        tags["mlflow.source.git.commit"] = commit
+    if experiment := os.environ.get("DVC_EXP_NAME"):
+        tags["dvc.exp"] = experiment
+    return tags | {key: str(value) for key, value in given.items()}
+
+
+def git_state() -> tuple[str | None, bool | None]:
+    """Commit of the code, and whether the code differs from it (dvc.lock aside, which the pipeline writes itself).
+
+    Both None outside git's reach: an exported tree, or no git on this machine.
+    """
+    if not (ROOT / ".git").exists():
+        return None, None
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return commit, bool(_git("status", "--porcelain", "--", ".", ":(exclude)dvc.lock"))
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def serve(player: type) -> None:
+    """Called by the model's code when MLflow loads it: an instance of `player` is the model."""
+    import mlflow.models
+    import mlflow.pyfunc
+
+    mlflow.models.set_model(type("Model", (player, mlflow.pyfunc.PythonModel), {})())
+
+
+def _mlflow():
+    """The module, imported late as that takes seconds, or None where it is not installed."""
+    os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true")
+    os.environ.update(
+        MLFLOW_HTTP_REQUEST_MAX_RETRIES="0", MLFLOW_HTTP_REQUEST_TIMEOUT="8"
+    )  # trying again is for the outbox
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    try:
+        import mlflow
+    except ModuleNotFoundError as error:
+        if error.name != "mlflow":
+            raise
+        return None
+    import logging
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return mlflow
+
+
+def _tracking_uri() -> str:
+    """Of MLFLOW_TRACKING_URI or the repository's own database, with its file's path made absolute.
+
+    Raises:
+        TrackingError: it is no address of a store
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip() or "sqlite:///mlflow.db"
+    scheme, _, rest = uri.partition("://")
+    if scheme == "sqlite" and rest.startswith("/") and rest != "/":
+        return f"sqlite:///{ROOT / rest[1:]}"
+    if scheme.partition("+")[0] not in ("http", "https", "postgresql", "mysql", "mssql") or not rest.strip("/"):
+        raise TrackingError(
+            f"MLFLOW_TRACKING_URI={_without_password(uri)}: no address of a tracking store; "
+            "set it to http://HOST:PORT, or unset it to use sqlite:///mlflow.db"
+        )
+    return uri.rstrip("/")
+
+
+def _explained(name: str, error: Exception) -> str:
+    """One line for a store that failed at once."""
+    text = " ".join(str(error).split())
+    if name.startswith("http"):
+        host = urlsplit(name).netloc
+        remedy = "unset MLFLOW_TRACKING_URI to use sqlite:///mlflow.db"
+        if "403" in text:
+            return (
+                f"{name}: the MLflow server refuses this address (403); start it with --allowed-hosts naming {host}, "
+                f"use an address it knows, or {remedy}"
+            )
+        if "failed with exception" in text or "timeout" in text:
+            port = urlsplit(name).port or 5000
+            return f"{name}: no MLflow server answers there; start it with: mlflow server --port {port}, or {remedy}"
+        return (
+            f"{name}: does not answer as an MLflow server does ({text[:160]}); correct MLFLOW_TRACKING_URI, or {remedy}"
+        )
+    return f"{name}: not usable as a tracking store ({_first_line(error)}); correct MLFLOW_TRACKING_URI"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+def _without_password(uri: str) -> str:
+    head, at, tail = uri.rpartition("@")
+    return f"{head.partition('://')[0]}://{tail}" if at else uri
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested values by dotted names, as text."""
+    flat = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)}
+    return flat
+
+
+def _milliseconds() -> int:
+    return int(time.time() * 1000)
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = {key: os.environ.get(key, "") for key in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.update(before)
+
+
+def _outgoing() -> Path:
+    return ROOT / ".mario" / "outgoing"
+
+
+def _unsent() -> Path:
+    return ROOT / ".mario" / "unsent"
+
+
+def _running() -> Path:
+    return ROOT / ".mario" / "running"
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.replace(path)
+
+
+def _claim(run_id: str, parent_run_id: str, uri: str) -> IO[str]:
+    """A file that says that a stage records into a run, and that is locked for as long as its process lives."""
+    path = _running() / f"{run_id}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("w")
+    _locked(file)
+    file.write(json.dumps({"run_id": run_id, "parent_run_id": parent_run_id, "tracking_uri": uri}))
+    file.flush()
+    return file
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _release(claim: IO[str]) -> None:
+    Path(claim.name).unlink(missing_ok=True)
+    claim.close()
