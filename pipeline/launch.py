@@ -64,4 +64,8 @@ def _is_dvc(process) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ModuleNotFoundError as error:
+        remedy = "run make setup, or put the environment that has dvc first on PATH"
+        sys.exit(f"error: {sys.executable} has no module {error.name}; {remedy}")

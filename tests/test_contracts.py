@@ -110,7 +110,7 @@ def test_every_command_is_the_launcher_with_the_stage_s_name():
     """The text is part of DVC's key: the same for all stages, whatever runs them."""
     commands = {name: stage["cmd"] for name, stage in DVC["stages"].items()}
     assert all(
-        re.fullmatch(rf'env PATH="\$PWD/\.venv/bin:\$PATH" python -m pipeline\.launch {name}', cmd)
+        re.fullmatch(rf'exec env PATH="\$PWD/\.venv/bin:\$PATH" python -m pipeline\.launch {name}', cmd)
         for name, cmd in commands.items()
     )
 
