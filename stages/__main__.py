@@ -13,6 +13,8 @@ TOLD = {
     "dreamer.replay.ChunkError",
     "dreamer.checkpoint.CheckpointError",
     "stages.progress.ProgressError",
+    "stages.render.RenderError",
+    "stages.report.ReportError",
     "stages.tracking.TrackingError",
     "stages.train.Diverged",
 }

@@ -1,8 +1,8 @@
 """Animated GIFs: exact colours where a frame has at most 256, the asked rate on average, only what changed stored."""
 
 import io
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -28,22 +28,29 @@ def encode(frames: Iterable[np.ndarray], fps: int) -> bytes:
 
 
 def write(path: Path, frames: Iterable[np.ndarray], fps: int) -> None:
-    """`encode` into a file, under a temporary name until it is whole."""
+    """`encode` into a file."""
+    with create(path, fps) as writer:
+        for frame in frames:
+            writer.add(frame)
+
+
+@contextmanager
+def create(path: Path, fps: int) -> "Iterator[Writer]":
+    """A `Writer` into a file that appears under its name once the block ends, and not at all if it fails."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        with Writer(file, fps) as writer:
-            for frame in frames:
-                writer.add(frame)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file, Writer(file, fps) as writer:
+            yield writer
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class Writer:
     """Encodes frame by frame into an open file, for where frames are pushed. Complete once closed.
 
-    A GIF counts time in 1/100 s, so delays alternate (15 fps: 7, 7, 6) to keep the rate and never drift from it. A frame
-    of more than 256 colours is quantized, and what differs from the frame shown by at most TOLERANCE stays as it was.
+    A GIF counts time in 1/100 s, so delays alternate (15 fps: 7, 7, 6) to keep the rate and never drift from it. A
+    frame of more than 256 colours is quantized, and what differs from the one shown by at most TOLERANCE stays.
     """
 
     def __init__(self, file: BinaryIO, fps: int):
