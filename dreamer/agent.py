@@ -21,7 +21,9 @@ def pick_device(name: str) -> torch.device:
         ConfigError: CUDA is asked for and not there
     """
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("compute.device: cuda, but torch finds no CUDA device here; use auto or cpu, or check nvidia-smi")
+        raise ConfigError(
+            "compute.device: cuda, but torch finds no CUDA device here; use auto or cpu, or check nvidia-smi"
+        )
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 

@@ -40,10 +40,14 @@ def load(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such checkpoint; train first (dvc repro train) or fetch it (dvc pull)") from None
+        raise CheckpointError(
+            f"{path}: no such checkpoint; train first (dvc repro train) or fetch it (dvc pull)"
+        ) from None
     except Exception as error:  # torch raises a different type for every kind of damage
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: damaged or not a checkpoint ({reason[:120]}); restore it (dvc checkout --force)") from None
+        raise CheckpointError(
+            f"{path}: damaged or not a checkpoint ({reason[:120]}); restore it (dvc checkout --force)"
+        ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a checkpoint of this project, or of another format than {FORMAT}")
     return state
@@ -63,7 +67,9 @@ def build_agent(state: dict[str, Any], compute: ComputeConfig, expected: AgentCo
     try:
         config = AgentConfig.from_dict(state["agent"])
     except (ConfigError, KeyError) as error:
-        raise CheckpointError(f"{path}: its settings do not fit this version of the code ({error}); train anew") from None
+        raise CheckpointError(
+            f"{path}: its settings do not fit this version of the code ({error}); train anew"
+        ) from None
     if expected is not None:
         for key in config.model.keys():
             stored, wanted = getattr(config.model, key), getattr(expected.model, key)

@@ -82,7 +82,11 @@ def _is_number(value: Any) -> bool:
 
 
 def _below(config: Config, minimum: float, *keys: str):
-    return ((key, f"must be at least {minimum}, is {getattr(config, key)}") for key in keys if getattr(config, key) < minimum)
+    return (
+        (key, f"must be at least {minimum}, is {getattr(config, key)}")
+        for key in keys
+        if getattr(config, key) < minimum
+    )
 
 
 def _outside(config: Config, low: float, high: float, *keys: str):

@@ -21,7 +21,9 @@ def init_weights(module: nn.Module, scale: float = 1.0) -> nn.Module:
         if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             fans = sum(layer.weight.shape[:2]) * math.prod(layer.weight.shape[2:])
             std = math.sqrt(scale * 2 / fans) / 0.87962566103423978
-            nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std) if scale else nn.init.zeros_(layer.weight)
+            nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std) if scale else nn.init.zeros_(
+                layer.weight
+            )
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
     return module

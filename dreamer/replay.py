@@ -82,7 +82,9 @@ class Chunk:
             ChunkError: the name is not a chunk's, or the content does not match the digest in it
         """
         if not (parts := _NAME.fullmatch(path.name)):
-            raise ChunkError(f"{path}: not a replay chunk (STREAM-START-LENGTH-DIGEST.npz); move it out of {path.parent}")
+            raise ChunkError(
+                f"{path}: not a replay chunk (STREAM-START-LENGTH-DIGEST.npz); move it out of {path.parent}"
+            )
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest()[:16] != parts["digest"]:
             raise ChunkError(f"{path}: truncated or edited; restore it with: dvc checkout --force {path.parent}")
@@ -213,7 +215,9 @@ class Replay:
         return {
             "files": [chunk.file for chunk in self._chunks if chunk.file],
             "growing": [
-                {"stream": chunk.stream, "start": chunk.start, **chunk.arrays()} for chunk in self._chunks if not chunk.file
+                {"stream": chunk.stream, "start": chunk.start, **chunk.arrays()}
+                for chunk in self._chunks
+                if not chunk.file
             ],
         }
 
@@ -227,7 +231,9 @@ class Replay:
         for name in state["files"]:
             path = next((path for directory in directories if (path := directory / name).is_file()), None)
             if path is None:
-                raise ChunkError(f"{directories[-1] / name}: missing, and the checkpoint needs it; remove the checkpoint to start afresh")
+                raise ChunkError(
+                    f"{directories[-1] / name}: missing, and the checkpoint needs it; remove the checkpoint to start afresh"
+                )
             self._append(Chunk.load(path))
         for saved in state["growing"]:
             arrays = {name: np.asarray(saved[name]) for name in ("obs", "action", "reward", "flags")}

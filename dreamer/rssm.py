@@ -87,7 +87,13 @@ class RSSM(nn.Module):
         return OneHot(logits, self.config.unimix_ratio).sample(noise).flatten(-2)
 
     def obs_step(
-        self, state: State, action: Tensor, embedded: Tensor, is_first: Tensor, initial: State, noise: Tensor | None = None
+        self,
+        state: State,
+        action: Tensor,
+        embedded: Tensor,
+        is_first: Tensor,
+        initial: State,
+        noise: Tensor | None = None,
     ) -> tuple[State, Tensor]:
         """One step with an observation. Where `is_first` (B,), the past is the initial state and no action.
 

@@ -48,4 +48,6 @@ def main() -> None:
                 frames,
             )
     size = sum(path.stat().st_size for path in DATA.glob("*.npz"))
-    print(f"collected {frames} frames in {len(episodes)} episodes; {size / decisions / 1000:.1f} kB a decision in {DATA}/")
+    print(
+        f"collected {frames} frames in {len(episodes)} episodes; {size / decisions / 1000:.1f} kB a decision in {DATA}/"
+    )

@@ -73,17 +73,28 @@ def main() -> None:
             results[mode] = summarize(episodes)
             actions[mode] = [{"seed": episode.seed, **played[episode.seed]} for episode in episodes]
             for k, episode in enumerate(episodes):
-                rows.append((
-                    *(mode, k, episode.seed, played[episode.seed]["noops"], episode.total_reward, episode.info["best_x"]),
-                    *(int(episode.info["clear"]), episode.info["outcome"], episode.decisions),
-                ))
+                rows.append(
+                    (
+                        *(
+                            mode,
+                            k,
+                            episode.seed,
+                            played[episode.seed]["noops"],
+                            episode.total_reward,
+                            episode.info["best_x"],
+                        ),
+                        *(int(episode.info["clear"]), episode.info["outcome"], episode.decisions),
+                    )
+                )
         results["checkpoint"] = {"frames": state["frames"], "score": state["score"]}
         (REPORTS / "evaluation.json").write_text(json.dumps(results, indent=1) + "\n")
         (REPORTS / "actions.json").write_text(json.dumps(actions) + "\n")
         with (REPORTS / "episodes.csv").open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
         run.metrics(_flat(results), state["frames"])
-        model = run.log_model(path, params, results, {"trained_by": (provenance["mlflow"] or {}).get("run_id", "unknown")})
+        model = run.log_model(
+            path, params, results, {"trained_by": (provenance["mlflow"] or {}).get("run_id", "unknown")}
+        )
         (REPORTS / "model.json").write_text(json.dumps(model, indent=1) + "\n")
         for name in ("evaluation.json", "episodes.csv", "actions.json"):
             run.artifact(REPORTS / name, "evaluation")

@@ -28,7 +28,9 @@ def graceful() -> Iterator[Interrupt]:
         if interrupt:
             raise KeyboardInterrupt
         interrupt.signum = signum
-        print(f"\n{signal.Signals(signum).name}: saving, then stopping (once more: at once)", file=sys.stderr, flush=True)
+        print(
+            f"\n{signal.Signals(signum).name}: saving, then stopping (once more: at once)", file=sys.stderr, flush=True
+        )
 
     before = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:

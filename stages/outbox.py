@@ -1,10 +1,12 @@
 """Records on their way to a tracking store: queued by a stage, sent by a thread, kept while the store is away."""
 
+import json
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 SEND_EVERY = 2.0  # seconds
@@ -103,6 +105,23 @@ class Outbox:
         while self._records and len(batch) < BATCH[first.kind] and self._records[0][:2] == first[:2]:
             batch.append(self._records.popleft())
         self._batch = batch
+
+
+def keep(folder: Path, store: str, records: list[Record]) -> Path:
+    """Adds records that could not be sent to `<run_id>.jsonl`."""
+    path = folder / f"{records[0].run_id}.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.writelines(json.dumps([store, *record]) + "\n" for record in records)
+    return path
+
+
+def kept(folder: Path, store: str) -> Iterator[tuple[Path, list[Record]]]:
+    """The files of `keep` that belong to a store. Whoever has sent a file's records removes it."""
+    for path in sorted(folder.glob("*.jsonl")):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        if lines and lines[0][0] == store:
+            yield path, [Record(*line[1:]) for line in lines]
 
 
 def notice(line: str) -> None:

@@ -50,7 +50,9 @@ class Progress:
         except BlockingIOError:
             self._lock.seek(0)
             pid = self._lock.read().strip() or "unknown"
-            raise ProgressError(f"{stage}: process {pid} is already at work on these inputs; wait for it or end it") from None
+            raise ProgressError(
+                f"{stage}: process {pid} is already at work on these inputs; wait for it or end it"
+            ) from None
         self._lock.truncate(0)
         self._lock.write(str(os.getpid()))
         self._lock.flush()

@@ -9,20 +9,21 @@ What a stage logs goes through an outbox (see stages/outbox.py), so that no stor
 not be sent before the stage ended waits in .mario/unsent/ for the next stage that reaches the same store.
 """
 
-import fcntl
 import importlib.metadata
 import json
 import os
 import subprocess
 import time
+import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 
+from stages import claims, outbox
 from stages.events import Events, NoEvents, open_events
 from stages.outbox import Outbox, Record, Refused, notice
 from stages.params import Params
@@ -136,7 +137,8 @@ class StoredRun(Run):
         super().__init__(tags, events)
         self.run_id, self.parent_run_id, self.uri = run_id, parent_run_id, store.name
         self._store = store
-        self._lock = _claim(run_id, parent_run_id, store.name)
+        claimed = {"run_id": run_id, "parent_run_id": parent_run_id, "tracking_uri": store.name}
+        self._claim = claims.Claim(_claims(), run_id, claimed)
         self._outbox = Outbox(store.send, store.name)
         self._load = _Load(self._outbox, store, run_id)
 
@@ -181,32 +183,30 @@ class StoredRun(Run):
         self._load.close()
         self._outbox.put(*[Record(run_id, "status", "", status) for run_id in (self.run_id, self.parent_run_id)])
         if unsent := self._outbox.close(PATIENCE if status != "KILLED" else PATIENCE / 6):
-            path = _unsent() / f"{self.run_id}.jsonl"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a") as file:
-                file.writelines(json.dumps([self.uri, *record]) + "\n" for record in unsent)
+            path = outbox.keep(_unsent(), self.uri, unsent)
             notice(f"{self.uri} is still away; {len(unsent)} records wait in {path} for the next stage that reaches it")
-        _release(self._lock)
+        self._claim.release()
 
 
 class _Load:
     """Samples the machine's load into a run, as MLflow's own monitor does, but through the outbox."""
 
-    def __init__(self, outbox: Outbox, store: "Store", run_id: str):
+    def __init__(self, box: Outbox, store: "Store", run_id: str):
         import threading
 
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         self._monitor = SystemMetricsMonitor(run_id, tracking_uri=store.uri)
         self._step = len(store.client.get_metric_history(run_id, "system/cpu_utilization_percentage"))
-        self._outbox, self._run_id, self._end = outbox, run_id, threading.Event()
+        self._outbox, self._run_id, self._end = box, run_id, threading.Event()
         self._thread = threading.Thread(target=self._work, name="system metrics", daemon=True)
         self._thread.start()
 
     def _work(self) -> None:
-        while not self._end.wait(SYSTEM_EVERY):
-            self._sample()
-        self._sample()  # of a short stage the only one
+        with suppress(Exception):  # drivers and containers know many ways to hide a number: go on without
+            while not self._end.wait(SYSTEM_EVERY):
+                self._sample()
+            self._sample()  # of a short stage the only one
 
     def _sample(self) -> None:
         self._monitor.collect_metrics()
@@ -324,29 +324,19 @@ class Store:
 
     def deliver_unsent(self) -> None:
         """Sends what earlier stages could not."""
-        for path in sorted(_unsent().glob("*.jsonl")):
-            lines = [json.loads(line) for line in path.read_text().splitlines()]
-            if not lines or lines[0][0] != self.name:
-                continue
-            outbox = Outbox(self.send, self.name)
-            outbox.put(*[Record(*line[1:]) for line in lines])
-            if not outbox.close(0.0):
+        for path, records in outbox.kept(_unsent(), self.name):
+            box = Outbox(self.send, self.name)
+            box.put(*records)
+            if not box.close(0.0):
                 path.unlink()
 
     def end_the_dead(self) -> None:
-        """Marks runs as killed whose stage ended without a chance to do so: nobody holds the lock of their file."""
-        for path in _running().glob("*.json"):
-            with path.open("r+") as file:
-                if not _locked(file):
-                    continue
-                claim = json.loads(file.read() or "{}")
-                if claim.get("tracking_uri") != self.name:
-                    continue
-                for run_id in (claim["run_id"], claim["parent_run_id"]):
-                    run = self.find(run_id)
-                    if run is not None and run.info.status == "RUNNING":
-                        self.client.set_terminated(run_id, "KILLED")
-                path.unlink()
+        """Marks runs as killed whose stage ended without a chance to do so."""
+        for dead in claims.abandoned(_claims(), self.name):
+            for run_id in (dead["run_id"], dead["parent_run_id"]):
+                run = self.find(run_id)
+                if run is not None and run.info.status == "RUNNING":
+                    self.client.set_terminated(run_id, "KILLED")
 
     def register(self, run_id: str, checkpoint: Path, tags: dict[str, str]) -> str:
         """Logs the model into the run, registers it and makes it the challenger. Returns the version."""
@@ -361,11 +351,14 @@ class Store:
             params=ParamSchema(flags),
         )
         requirements = [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
-        before = mlflow.get_tracking_uri()
         try:
             mlflow.set_tracking_uri(self.uri)
             mlflow.set_registry_uri(self.uri)
-            with _environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="3", MLFLOW_HTTP_REQUEST_TIMEOUT="120"):
+            mlflow.set_experiment(experiment_id=self.experiment_id)  # where the model's files go
+            with (
+                _environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="3", MLFLOW_HTTP_REQUEST_TIMEOUT="120"),
+                warnings.catch_warnings(action="ignore", category=UserWarning),  # that there is no example of an input
+            ):
                 model = Model.log(
                     artifact_path=None,
                     flavor=mlflow.pyfunc,
@@ -388,8 +381,6 @@ class Store:
                 self.client.set_registered_model_alias(MODEL, ALIAS, version)
         except Exception as error:
             raise TrackingError(f"{self.name}: cannot register {checkpoint}: {_first_line(error)}") from None
-        finally:
-            mlflow.set_tracking_uri(before)
         return str(version)
 
 
@@ -585,7 +576,7 @@ def _unsent() -> Path:
     return ROOT / ".mario" / "unsent"
 
 
-def _running() -> Path:
+def _claims() -> Path:
     return ROOT / ".mario" / "running"
 
 
@@ -595,27 +586,3 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_text(json.dumps(content, indent=1) + "\n")
     temporary.replace(path)
-
-
-def _claim(run_id: str, parent_run_id: str, uri: str) -> IO[str]:
-    """A file that says that a stage records into a run, and that is locked for as long as its process lives."""
-    path = _running() / f"{run_id}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("w")
-    _locked(file)
-    file.write(json.dumps({"run_id": run_id, "parent_run_id": parent_run_id, "tracking_uri": uri}))
-    file.flush()
-    return file
-
-
-def _locked(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _release(claim: IO[str]) -> None:
-    Path(claim.name).unlink(missing_ok=True)
-    claim.close()

@@ -89,7 +89,12 @@ class Session:
 
     def clock(self) -> dict[str, Any]:
         counters = self.training.counters
-        return {"frames": self.frames, "decisions": counters.decisions, "updates": counters.updates, "hours": self.hours}
+        return {
+            "frames": self.frames,
+            "decisions": counters.decisions,
+            "updates": counters.updates,
+            "hours": self.hours,
+        }
 
     def due(self, what: str) -> bool:
         every = getattr(self.params.train, f"{what}_every")
@@ -99,7 +104,11 @@ class Session:
         for episode in progress.episodes:
             row = {**self.clock(), "seed": episode.seed, "return": episode.total_reward, "length": episode.decisions}
             del row["updates"]
-            info = {"best_x": episode.info["best_x"], "clear": int(episode.info["clear"]), "outcome": episode.info["outcome"]}
+            info = {
+                "best_x": episode.info["best_x"],
+                "clear": int(episode.info["clear"]),
+                "outcome": episode.info["outcome"],
+            }
             self.episodes.append({**row, **info})
             self.run.metrics({"episode_return": episode.total_reward, "episode_best_x": info["best_x"]}, self.frames)
         self._window += progress.metrics
@@ -112,7 +121,9 @@ class Session:
             stacked = torch.stack([torch.stack([metrics[name].float() for name in LOSSES]) for metrics in self._window])
             row = dict(zip(LOSSES, stacked.mean(0).tolist(), strict=True))
             if bad := [name for name, value in row.items() if not np.isfinite(value)]:
-                raise Diverged(f"{bad[0]} is not finite at {self.frames} frames; the last checkpoint is kept in {self.work.path}")
+                raise Diverged(
+                    f"{bad[0]} is not finite at {self.frames} frames; the last checkpoint is kept in {self.work.path}"
+                )
         done = self.training.counters.updates - updates
         row["frames_per_second"], row["updates_per_second"] = (self.frames - frames) / (now - then), done / (now - then)
         self.losses.append({**self.clock(), **row})
@@ -224,8 +235,12 @@ class Session:
         """Trains to the end. An interrupt saves and raises SystemExit."""
         params = self.params
         target = params.train.steps // params.env.action_repeat
-        with tqdm(total=target, initial=self.training.counters.decisions, desc="train", unit="decision", mininterval=1) as bar:
-            rounds = itertools.chain([None], self.training.run(target))  # what was due at the restored checkpoint comes first
+        with tqdm(
+            total=target, initial=self.training.counters.decisions, desc="train", unit="decision", mininterval=1
+        ) as bar:
+            rounds = itertools.chain(
+                [None], self.training.run(target)
+            )  # what was due at the restored checkpoint comes first
             try:
                 for progress in rounds:
                     if progress is not None:
@@ -235,7 +250,9 @@ class Session:
                         raise _Stopped
                     if self.due("log"):
                         row = self.log()
-                        bar.set_postfix(updates=self.training.counters.updates, model_loss=f"{row.get('model_loss', 0):.0f}")
+                        bar.set_postfix(
+                            updates=self.training.counters.updates, model_loss=f"{row.get('model_loss', 0):.0f}"
+                        )
                     if self.due("eval"):
                         row = self.evaluate()
                         bar.write(_describe(self.frames, row, self.best))
@@ -270,7 +287,9 @@ def evaluation_env(env: EnvConfig) -> EnvConfig:
 
 def main() -> None:
     params = load()
-    inputs = {key: value for key, value in params.to_dict().items() if key not in ("collect", "evaluate", "render", "profile")}
+    inputs = {
+        key: value for key, value in params.to_dict().items() if key not in ("collect", "evaluate", "render", "profile")
+    }
     data = digest(DATA)
     work = Work("train", fingerprint(inputs, data))
     if work.notes.get("finished"):
@@ -289,7 +308,9 @@ def main() -> None:
         if resumed:
             session.restore()
             work.note(resumed=work.notes["resumed"] + 1)
-            print(f"train: goes on at {session.frames} frames, {session.training.counters.updates} updates ({work.path})")
+            print(
+                f"train: goes on at {session.frames} frames, {session.training.counters.updates} updates ({work.path})"
+            )
         session.loop()
         summary = {
             **session.clock(),
