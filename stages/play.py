@@ -192,7 +192,8 @@ class Cameras:
 
 def describe(number: int, row: dict[str, Any]) -> str:
     """A line below `COLUMNS`."""
-    return f"{number:>7}  {row['seed']:<6}  {row['outcome']:<10}  {row['return']:>6.0f}   {row['best_x']:>6}  {row['decisions']:>9}"
+    played = f"{row['return']:>6.0f}   {row['best_x']:>6}  {row['decisions']:>9}"
+    return f"{number:>7}  {row['seed']:<6}  {row['outcome']:<10}  {played}"
 
 
 def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
