@@ -1,4 +1,4 @@
-"""Learning curves as inline SVG: small panels that share their axes, follow the page's colours, and differ only with the data."""
+"""Learning curves as inline SVG: small panels with common axes in the page's colours, the same bytes for the same data."""
 
 import io
 import math
@@ -20,6 +20,7 @@ SERIES = tuple(COLORS)
 INK, MUTED, GRID = "#000011", "#000012", "#000013"
 COLORS |= {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--line)"}
 
+NICE = [1, 2, 2.5, 5, 10]
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "mario-dreamer",
@@ -140,22 +141,22 @@ def _svg(
     limits: tuple[float | None, float | None],
 ) -> str:
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.6, 2.75))
-        axes = figure.add_axes((0.105, 0.2, 0.62, 0.63))
+        figure = Figure(figsize=(3.7, 2.45))
+        axes = figure.add_axes((0.11, 0.19, 0.58, 0.66))
         labels = draw(axes)
         if log:
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(numticks=6))
             axes.yaxis.set_minor_formatter(NullFormatter())
         else:
-            axes.yaxis.set_major_locator(MaxNLocator(5))
+            axes.yaxis.set_major_locator(MaxNLocator(5, steps=NICE))
             axes.margins(y=0.08)
         axes.set_ylim(*limits)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: compact(y)))
         axes.tick_params(length=0, which="both", pad=4)
         axes.grid(axis="y", lw=0.7)
         axes.set_axisbelow(True)
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=NICE, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: clock.label(x)))
         axes.set_xlabel("frames", loc="right", labelpad=1, fontsize=8)
         axes.xaxis.set_label_coords(1.0, -0.04)
@@ -163,7 +164,7 @@ def _svg(
         above = axes.secondary_xaxis(
             "top", functions=(lambda x: x / clock.action_repeat, lambda x: x * clock.action_repeat)
         )
-        above.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        above.xaxis.set_major_locator(MaxNLocator(4, steps=NICE, integer=True))
         above.xaxis.set_major_formatter(FuncFormatter(lambda x, _: compact(x)))
         above.tick_params(length=0, pad=3, labelsize=8)
         above.spines["top"].set_visible(False)
@@ -226,50 +227,60 @@ def training_charts(
     optimizers = params["optimizers"].values()
     clips = sorted({optimizer["grad_clip"] for optimizer in optimizers})
 
+    def evaluation(title: str, columns: dict[str, str], **options) -> Chart:
+        return lines(evaluations, clock, title, columns, best="best", **options)
+
+    def episode(title: str, columns: dict[str, str], **options) -> Chart:
+        return lines(recent, clock, title, columns, **options)
+
     def loss(title: str, columns: dict[str, str], **options) -> Chart:
         return lines(losses, clock, title, columns, **options)
 
     return {
         "Playing": [
-            lines(
-                *(evaluations, clock, "Evaluation return", {"eval_return": "mean"}),
+            evaluation(
+                "Evaluation return",
+                {"eval_return": "mean"},
                 band=("eval_return_min", "eval_return_max"),
-                best="best",
-                note="Sampled episodes on the starts that choose the checkpoint. Band: worst to best; ring: best checkpoint.",
+                note="Sampled, on the starts that choose the checkpoint. Band: worst to best; ring: best checkpoint.",
             ),
-            lines(
-                *(evaluations, clock, "Evaluation: farthest x", {"eval_best_x": "mean"}),
+            evaluation(
+                "Evaluation: farthest x",
+                {"eval_best_x": "mean"},
                 levels=[(flag_x, "flag")] if flag_x else (),
-                best="best",
                 unit=" px",
                 note="Mean of each evaluation, in pixels from the start.",
             ),
-            lines(
-                *(evaluations, clock, "Evaluation clear rate", {"eval_clear_percent": "cleared"}),
+            evaluation(
+                "Evaluation clear rate",
+                {"eval_clear_percent": "cleared"},
                 unit="%",
                 limits=(-4, 104),
                 note="Share of the evaluation's episodes that reached the flag.",
             ),
-            lines(
-                *(recent, clock, "Training episodes: return", {"return": "median"}),
+            episode(
+                "Training episodes: return",
+                {"return": "median"},
                 dots=(episodes, "return", "episodes"),
                 note="Every episode played while training, and the median of the last 20.",
             ),
-            lines(
-                *(recent, clock, "Training episodes: farthest x", {"best_x": "median"}),
+            episode(
+                "Training episodes: farthest x",
+                {"best_x": "median"},
                 dots=(episodes, "best_x", "episodes"),
                 levels=[(flag_x, "flag")] if flag_x else (),
                 unit=" px",
                 note="In pixels; median of the last 20.",
             ),
-            lines(
-                *(recent, clock, "Training episodes: clear rate", {"clear": "cleared"}),
+            episode(
+                "Training episodes: clear rate",
+                {"clear": "cleared"},
                 unit="%",
                 limits=(-4, 104),
                 note="Share of the last 20 episodes.",
             ),
         ],
-        "World model": [
+        "World model and optimization": [
             loss(
                 "World-model loss",
                 {"model_loss": "total", "image_loss": "image"},
@@ -277,7 +288,7 @@ def training_charts(
                 note="Negative log-likelihoods and KL, summed; log scale.",
             ),
             loss(
-                "Its smaller parts",
+                "Reward, KL and continue losses",
                 {"reward_loss": "reward", "kl_loss": "KL", "continue_loss": "continue"},
                 log=True,
                 note="Log scale.",
@@ -295,6 +306,19 @@ def training_charts(
                 {"prior_entropy": "prior", "posterior_entropy": "posterior"},
                 unit=" nats",
                 note="Before and after seeing the observation.",
+            ),
+            loss(
+                "Gradient norms",
+                {"model_grad_norm": "model", "actor_grad_norm": "actor", "critic_grad_norm": "critic"},
+                levels=[(clip, "clipped") for clip in clips],
+                log=True,
+                note="Before clipping; log scale.",
+            ),
+            loss(
+                "Throughput",
+                {"frames_per_second": "frames/s", "updates_per_second": "updates/s"},
+                log=True,
+                note="Of training alone, without evaluations; log scale.",
             ),
         ],
         "Behaviour": [
@@ -317,22 +341,8 @@ def training_charts(
             loss(
                 "Return scale and advantage",
                 {"return_scale": "scale", "advantage_magnitude": "advantage"},
-                note="5th to 95th percentile of the returns, and the mean size of what it divides.",
-            ),
-        ],
-        "Optimization and speed": [
-            loss(
-                "Gradient norms",
-                {"model_grad_norm": "model", "actor_grad_norm": "actor", "critic_grad_norm": "critic"},
-                levels=[(clip, "clipped") for clip in clips],
                 log=True,
-                note="Before clipping; log scale.",
-            ),
-            loss(
-                "Throughput",
-                {"frames_per_second": "frames/s", "updates_per_second": "updates/s"},
-                log=True,
-                note="Of training alone, without evaluations; log scale.",
+                note="5th to 95th percentile of the returns, and the mean size of the advantage; log scale.",
             ),
         ],
     }

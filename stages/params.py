@@ -110,8 +110,8 @@ class Params(Config):
             yield "train.eval_seed", "its seeds overlap evaluate.seed's: starts that choose a checkpoint are not reported"
 
 
-def load(path: Path = PATH) -> Params:
-    """Reads, merges and checks the parameters.
+def load(path: Path = PATH, profile: str | None = None) -> Params:
+    """Reads, merges and checks the parameters, of the profile in force or of another.
 
     Raises:
         ConfigError: the file is missing or no YAML, the profile is unknown, or a parameter is wrong; one line
@@ -127,7 +127,7 @@ def load(path: Path = PATH) -> Params:
     profiles = values.pop("profiles", None)
     if not isinstance(profiles, dict):
         raise ConfigError("profiles: missing parameter; add it to params.yaml")
-    profile = values.get("profile")
+    profile = values["profile"] = profile or values.get("profile")
     if not isinstance(profile, str) or profile not in profiles:
         raise ConfigError(f"profile: unknown profile {profile!r}; known: {', '.join(map(str, profiles))}")
     return Params.from_dict(_overlay(values, profiles[profile] or {}, f"profiles.{profile}"))
