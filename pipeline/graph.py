@@ -5,10 +5,12 @@ from pathlib import Path, PurePosixPath
 
 import yaml
 
+from pipeline.errors import UserError
+
 PATH = Path("dvc.yaml")
 
 
-class GraphError(ValueError):
+class GraphError(UserError):
     """dvc.yaml is missing or not what we wrote. The message names the culprit and the remedy."""
 
 

@@ -14,6 +14,7 @@ TOLD = {
     "dreamer.replay.ChunkError",
     "dreamer.checkpoint.CheckpointError",
     "stages.progress.ProgressError",
+    "stages.report.ReportError",
     "stages.render.RenderError",
     "stages.report.ReportError",
     "stages.tracking.TrackingError",

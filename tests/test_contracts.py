@@ -13,6 +13,7 @@ import yaml
 from dreamer import config
 from pipeline import graph
 from stages import params
+from stages.__main__ import TOLD
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("dreamer", "stages", "pipeline")
@@ -100,10 +101,23 @@ def test_no_file_is_a_drawer_for_everything():
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_depends_on_exactly_the_modules_it_imports(stage):
-    listed = {dep for dep in DVC["stages"][stage]["deps"] if dep.endswith(".py")}
-    needed = {str(path.relative_to(ROOT)) for path in reached(ROOT / f"stages/{stage}.py")}
-    assert listed == needed
+def test_a_stage_depends_on_exactly_the_code_it_uses(stage):
+    """The modules it imports and the page templates they name."""
+    listed = {dep for dep in DVC["stages"][stage]["deps"] if dep.startswith(ROOMS)}
+    modules = reached(ROOT / f"stages/{stage}.py")
+    named = {ROOT / "stages" / text for path in modules for text in string_constants(path) if text.endswith(".html")}
+    assert listed == {str(path.relative_to(ROOT)) for path in modules | {path for path in named if path.is_file()}}
+
+
+def test_every_error_that_a_user_can_cause_is_told_in_one_line():
+    defined = {
+        f"{module_name(path)}.{node.name}"
+        for room in ("dreamer", "stages")
+        for path in sources(room)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef) and (node.name.endswith("Error") or node.name == "Diverged")
+    }
+    assert TOLD == defined
 
 
 def test_every_command_is_the_launcher_with_the_stage_s_name():

@@ -1,0 +1,65 @@
+"""`mario`, the command line. It imports what a command needs only when that command runs."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from pipeline.errors import UserError
+from pipeline.launch import SILENT
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else list(argv)
+    os.environ.update(SILENT)
+    if argv[:1] == ["play"]:  # its arguments are its own, --help too
+        os.execv(sys.executable, [sys.executable, "-m", "stages", *argv])
+    args = parser().parse_args(argv)
+    try:
+        code = args.run(args)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    sys.exit(code)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="mario", description="DreamerV3 learns Super Mario Bros from pixels.")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    demo = commands.add_parser("demo", help="the whole pipeline on the CPU in a few minutes, then where to look")
+    demo.set_defaults(run=_demo)
+
+    status = commands.add_parser("status", help="what is up to date, what changed, what goes on where it stopped")
+    status.set_defaults(run=_status)
+
+    commands.add_parser("play", help="a trained agent plays (mario play --help)", add_help=False)
+
+    ui = commands.add_parser("ui", help="MLflow in the browser: runs, charts, registered models")
+    ui.add_argument("--port", type=int, default=5000, metavar="N", help="default: %(default)s")
+    ui.set_defaults(run=_ui)
+    return top
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from pipeline import demo
+
+    return demo.run()
+
+
+def _status(args: argparse.Namespace) -> int:
+    from pipeline import status
+
+    print(status.describe())
+    return 0
+
+
+def _ui(args: argparse.Namespace) -> int:
+    from pipeline import ui
+
+    return ui.serve(args.port)
+
+
+if __name__ == "__main__":
+    main()
