@@ -1,4 +1,4 @@
-"""Learning curves as inline SVG: small panels with common axes in the page's colours, the same bytes for the same data."""
+"""Learning curves as inline SVG: small panels in the page's colours, the same bytes for the same data."""
 
 import io
 import math
@@ -152,6 +152,7 @@ def _svg(
             axes.yaxis.set_major_locator(MaxNLocator(5, steps=NICE))
             axes.margins(y=0.08)
         axes.set_ylim(*limits)
+        axes.set_xlim(0, 1.06 * clock.frames[-1])
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: compact(y)))
         axes.tick_params(length=0, which="both", pad=4)
         axes.grid(axis="y", lw=0.7)
@@ -159,7 +160,7 @@ def _svg(
         axes.xaxis.set_major_locator(MaxNLocator(4, steps=NICE, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: clock.label(x)))
         axes.set_xlabel("frames", loc="right", labelpad=1, fontsize=8)
-        axes.xaxis.set_label_coords(1.0, -0.04)
+        axes.xaxis.set_label_coords(1.03, -0.04)
         axes.xaxis.label.set(ha="left", va="top")
         above = axes.secondary_xaxis(
             "top", functions=(lambda x: x / clock.action_repeat, lambda x: x * clock.action_repeat)
@@ -168,7 +169,7 @@ def _svg(
         above.xaxis.set_major_formatter(FuncFormatter(lambda x, _: compact(x)))
         above.tick_params(length=0, pad=3, labelsize=8)
         above.spines["top"].set_visible(False)
-        axes.text(1.01, 1.045, "decisions", transform=axes.transAxes, fontsize=8, color=MUTED, va="bottom")
+        axes.text(1.03, 1.045, "decisions", transform=axes.transAxes, fontsize=8, color=MUTED, va="bottom")
         for y, text, color in _spread(axes, labels):
             axes.text(1.03, y, text, transform=axes.transAxes, color=color, va="center", fontsize=9)
         content = io.StringIO()
@@ -179,14 +180,12 @@ def _svg(
 def _spread(axes: Axes, labels: list[tuple[float, str, str]]) -> list[tuple[float, str, str]]:
     """Labels at their values' heights, as parts of the axes' height, moved apart where they would overlap."""
     step = 0.1
-    heights = [
-        float(np.clip(axes.transAxes.inverted().transform(axes.transData.transform((0, y)))[1], 0, 1))
-        for y, *_ in labels
-    ]
+    to_axes = axes.transData + axes.transAxes.inverted()
+    heights = [float(np.nan_to_num(to_axes.transform((0, y))[1]).clip(0, 1)) for y, *_ in labels]
     placed: list[tuple[float, str, str]] = []
     for height, (_, text, color) in sorted(zip(heights, labels, strict=True), key=lambda pair: pair[0]):
         placed.append((max(height, placed[-1][0] + step) if placed else height, text, color))
-    if placed and (excess := placed[-1][0] - 1.02) > 0:
+    if placed and (excess := placed[-1][0] - 0.98) > 0:
         placed = [(height - excess, text, color) for height, text, color in placed]
     return placed
 
@@ -214,7 +213,7 @@ def training_charts(
     flag_x: float | None,
 ) -> dict[str, list[Chart]]:
     """All panels of the report by their heading."""
-    pace = max((losses, evaluations, episodes), key=len)
+    pace = pd.concat([table[["frames", "hours"]] for table in (losses, evaluations, episodes)]).sort_values("frames")
     clock = Clock(params["env"]["action_repeat"], pace["frames"].to_numpy(float), pace["hours"].to_numpy(float))
     recent = pd.DataFrame(
         {
