@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import os
 import subprocess
+import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -338,6 +339,27 @@ class Store:
                 if run is not None and run.info.status == "RUNNING":
                     self.client.set_terminated(run_id, "KILLED")
 
+    def registered(self, which: str):
+        """The registered model's version of that number or alias.
+
+        Raises:
+            TrackingError: there is none; says which there are
+        """
+        try:
+            if which.isdigit():
+                return self.client.get_model_version(MODEL, which)
+            return self.client.get_model_version_by_alias(MODEL, which)
+        except self._error as error:
+            if error.error_code not in FINAL:
+                raise
+        versions = self.client.search_model_versions(f"name = '{MODEL}'")
+        if not versions:
+            raise TrackingError(f"{self.name}: no registered model {MODEL} yet; train one (dvc repro)")
+        numbers = sorted(int(version.version) for version in versions)
+        aliases = self.client.get_registered_model(MODEL).aliases
+        known = [*map(str, numbers), *(f"{alias} ({version})" for alias, version in aliases.items())]
+        raise TrackingError(f"{self.name}: {MODEL} has no version or alias {which!r}; it has {', '.join(known)}")
+
     def register(self, run_id: str, checkpoint: Path, tags: dict[str, str]) -> str:
         """Logs the model into the run, registers it and makes it the challenger. Returns the version."""
         mlflow = _mlflow()
@@ -470,6 +492,30 @@ def _git(*arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
+def fetch_checkpoint(which: str) -> Path:
+    """The checkpoint of a registered model by version or alias, kept in .mario/models/.
+
+    Raises:
+        TrackingError: the store cannot be used, or has no such model
+    """
+    if (mlflow := _mlflow()) is None:
+        raise TrackingError("MLflow is not installed, so there is no registry; name a checkpoint file instead")
+    store = Store(_tracking_uri())
+    try:
+        version = store.registered(which)
+        kept = ROOT / ".mario" / "models" / version.source.rpartition("/")[2]
+        if not kept.exists():
+            mlflow.set_tracking_uri(store.uri)
+            mlflow.set_registry_uri(store.uri)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=kept.parent) as fresh:
+                uri = f"models:/{MODEL}/{version.version}/artifacts"
+                Path(mlflow.artifacts.download_artifacts(uri, dst_path=fresh)).rename(kept)
+    except (store._error, OSError) as error:
+        raise TrackingError(f"{store.name}: cannot fetch model {which}: {_first_line(error)}") from None
+    return next(kept.glob("*.pt"))
+
+
 def serve(player: type) -> None:
     """Called by the model's code when MLflow loads it: an instance of `player` is the model."""
     import mlflow.models
@@ -523,14 +569,14 @@ def _explained(name: str, error: Exception) -> str:
     if name.startswith("http"):
         host = urlsplit(name).netloc
         remedy = "unset MLFLOW_TRACKING_URI to use sqlite:///mlflow.db"
+        if "failed with exception" in text or "timeout" in text:
+            port = urlsplit(name).port or 5000
+            return f"{name}: no MLflow server answers there; start it with: mlflow server --port {port}, or {remedy}"
         if "403" in text:
             return (
                 f"{name}: the MLflow server refuses this address (403); start it with --allowed-hosts naming {host}, "
                 f"use an address it knows, or {remedy}"
             )
-        if "failed with exception" in text or "timeout" in text:
-            port = urlsplit(name).port or 5000
-            return f"{name}: no MLflow server answers there; start it with: mlflow server --port {port}, or {remedy}"
         return (
             f"{name}: does not answer as an MLflow server does ({text[:160]}); correct MLFLOW_TRACKING_URI, or {remedy}"
         )
@@ -543,7 +589,7 @@ def _first_line(error: Exception) -> str:
 
 def _without_password(uri: str) -> str:
     head, at, tail = uri.rpartition("@")
-    return f"{head.partition('://')[0]}://{tail}" if at else uri
+    return f"{head.partition('://')[0]}://{tail}" if at and not uri.startswith("sqlite:") else uri
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
