@@ -282,7 +282,7 @@ def test_a_browser_without_a_network_shows_it_all_without_sideways_scrolling(roo
     write_inputs(root)
     probe = """<script>addEventListener("load", () => parent.postMessage(JSON.stringify({
         images: [...document.images].map((image) => image.naturalWidth),
-        loaded: performance.getEntriesByType("resource").map((entry) => entry.name).filter((url) => !/^data:/.test(url)),
+        loaded: performance.getEntriesByType("resource").map((entry) => entry.name).filter((u) => !/^data:/.test(u)),
         seen: innerWidth, needed: document.documentElement.scrollWidth,
         charts: [...document.querySelectorAll(".charts svg")].map((chart) => chart.getBoundingClientRect().width),
         ink: getComputedStyle(document.querySelector(".charts svg text")).fill,
