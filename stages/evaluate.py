@@ -91,7 +91,7 @@ def main() -> None:
         (REPORTS / "actions.json").write_text(json.dumps(actions) + "\n")
         with (REPORTS / "episodes.csv").open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
-        run.metrics(_flat(results), state["frames"])
+        run.headline(_flat(results), state["frames"])
         model = run.log_model(
             path, params, results, {"trained_by": (provenance["mlflow"] or {}).get("run_id", "unknown")}
         )

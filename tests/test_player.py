@@ -1,5 +1,6 @@
 """The registered model: played by MLflow from its own files, it acts as the agent does."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,13 +36,13 @@ def registered(tmp_path_factory):
     uri, told, path = f"sqlite:///{folder}/mlflow.db", [], folder / "best.pt"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", uri)
-        patch.chdir(folder)
+        patch.setattr(tracking, "ROOT", folder)
+        for room in ("dreamer", "stages"):
+            shutil.copytree(ROOT / room, folder / room)
         for seed in range(2):
             torch.manual_seed(seed)
             state = checkpoint.agent_state(Agent(PARAMS.agent, PARAMS.compute, len(ACTIONS)))
             checkpoint.save(path, {**state, "frames": 4000, "score": 1.5})
-            patch.setattr(tracking, "_claims", lambda: folder / "running")
-            patch.setattr(tracking, "open_events", lambda *_: tracking.NoEvents())
             with tracking.run("evaluate", PARAMS, {"data_sha256": "d"}) as run:
                 told.append(run.log_model(path, PARAMS, EVALUATION, {"trained_by": "someone"}))
         yield mlflow.MlflowClient(uri, uri), path, told

@@ -32,7 +32,7 @@ def tree(tmp_path, monkeypatch) -> Path:
     """A repository's root that tracking takes for its own; the working directory is elsewhere."""
     for key in ("MARIO_PIPELINE_KEY", "DVC_STAGE", "DVC_EXP_NAME", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(key, raising=False)
-    root = tmp_path / "root"
+    root = tmp_path / "a root@home"
     root.mkdir()
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
