@@ -146,7 +146,8 @@ def _svg(
         labels = draw(axes)
         if log:
             axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(numticks=6))
+            low, high = axes.get_ylim()
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,), numticks=6))
             axes.yaxis.set_minor_formatter(NullFormatter())
         else:
             axes.yaxis.set_major_locator(MaxNLocator(5, steps=NICE))
@@ -247,6 +248,7 @@ def training_charts(
                 "Evaluation: farthest x",
                 {"eval_best_x": "mean"},
                 levels=[(flag_x, "flag")] if flag_x else (),
+                limits=(0, None),
                 unit=" px",
                 note="Mean of each evaluation, in pixels from the start.",
             ),
@@ -268,6 +270,7 @@ def training_charts(
                 {"best_x": "median"},
                 dots=(episodes, "best_x", "episodes"),
                 levels=[(flag_x, "flag")] if flag_x else (),
+                limits=(0, None),
                 unit=" px",
                 note="In pixels; median of the last 20.",
             ),
