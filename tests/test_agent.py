@@ -1,0 +1,306 @@
+"""World model, actor and critic: shapes and sizes as specified, what each loss trains, and that fitting works."""
+
+import numpy as np
+import pytest
+import torch
+from agents import CPU, agent_config, small_agent
+
+from dreamer.agent import Agent
+from dreamer.config import ComputeConfig
+from dreamer.mario import ACTIONS
+from dreamer.replay import Batch
+from dreamer.rollout import NO_ACTION
+from stages.params import PATH, load
+
+DOCUMENT = {
+    "model": {"deter": 512, "stoch": 32, "classes": 32, "hidden": 512, "depth": 32, "units": 512, "layers": 3},
+}
+
+
+def random_batch(batch: int = 4, length: int = 8, seed: int = 0) -> Batch:
+    """Smooth random images, so that there is something to fit; an episode begins inside each sequence."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (batch, length, 4, 4, 3), dtype=np.uint8)
+    is_first = np.zeros((batch, length), bool)
+    is_first[:, length // 2] = True
+    is_last = np.roll(is_first, -1, axis=1)
+    action = np.where(is_first, NO_ACTION, rng.integers(0, 7, (batch, length)))
+    reward = rng.choice([-15.0, 0.0, 8.0, 1000.0], (batch, length)).astype(np.float32)
+    return Batch(coarse.repeat(16, 2).repeat(16, 3), action, reward, is_first, is_last, is_last.copy())
+
+
+def parameters(network: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+class TestDocumentSizes:
+    @pytest.fixture(scope="class")
+    def agent(self) -> Agent:
+        return Agent(agent_config(**DOCUMENT), CPU, len(ACTIONS))
+
+    def test_features(self, agent):
+        assert agent.world_model.features == 1536
+        assert agent.world_model.encoder.outputs == 4096
+
+    def test_stages_of_encoder_and_decoder(self, agent):
+        sizes = {}
+
+        def note(name):
+            return lambda module, inputs, output: sizes.setdefault(name, []).append(tuple(output.shape[1:]))
+
+        for name in ("encoder", "decoder"):
+            for layer in getattr(agent.world_model, name).layers:
+                if isinstance(layer, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
+                    layer.register_forward_hook(note(name))
+        embed = agent.world_model.encoder(torch.zeros(2, 3, 64, 64, 3, dtype=torch.uint8))
+        image = agent.world_model.decoder(torch.zeros(2, 3, 1536))
+        assert embed.shape == (2, 3, 4096) and image.shape == (2, 3, 64, 64, 3)
+        assert sizes["encoder"] == [(32, 32, 32), (64, 16, 16), (128, 8, 8), (256, 4, 4)]
+        assert sizes["decoder"] == [(128, 8, 8), (64, 16, 16), (32, 32, 32), (3, 64, 64)]
+
+    def test_parameter_counts(self, agent):
+        """Counted by hand from the document's tables: weights of 4 x 4 convolutions and of linear layers without bias
+        where a LayerNorm (scale and shift) follows, outputs with bias."""
+        conv = sum(16 * i * o + 2 * o for i, o in ((3, 32), (32, 64), (64, 128), (128, 256)))
+        deconv = 1536 * 4096 + 4096 + sum(16 * i * o + 2 * o for i, o in ((256, 128), (128, 64), (64, 32)))
+        deconv += 16 * 32 * 3 + 3
+        trunk = 1536 * 512 + 2 * 512 * 512 + 3 * 2 * 512
+        recurrent = (1024 + 7) * 512 + 2 * 512 + (512 + 512) * 3 * 512 + 2 * 3 * 512
+        prior = 512 * 512 + 2 * 512 + 512 * 1024 + 1024
+        posterior = (512 + 4096) * 512 + 2 * 512 + 512 * 1024 + 1024
+        model, behavior = agent.world_model, agent.actor_critic
+        assert parameters(model.encoder) == conv
+        assert parameters(model.decoder) == deconv
+        assert parameters(model.rssm) == recurrent + prior + posterior + 512  # the learned initial state
+        assert parameters(model.reward_head) == parameters(behavior.critic) == trunk + 512 * 255 + 255
+        assert parameters(model.continue_head) == trunk + 512 + 1
+        assert parameters(behavior.actor) == trunk + 512 * 7 + 7
+
+    def test_epsilon_of_every_layer_norm(self, agent):
+        norms = [module for module in agent.modules() if isinstance(module, torch.nn.LayerNorm)]
+        assert len(norms) == 4 + 3 + 4 + 5 * 3  # encoder, decoder, RSSM, heads with actor, critic and its slow copy
+        assert {norm.eps for norm in norms} == {1e-3}
+
+    def test_params_yaml_has_these_sizes(self, tmp_path):
+        path = tmp_path / "params.yaml"
+        path.write_text(PATH.read_text().replace("profile: debug", "profile: defaults"))
+        model = load(path).model.to_dict()
+        assert {key: model[key] for key in DOCUMENT["model"]} == DOCUMENT["model"]
+
+
+def test_first_predictions_of_reward_and_value_are_zero():
+    agent = small_agent()
+    feat = torch.randn(5, agent.world_model.features)
+    assert agent.world_model.reward(feat).mean().abs().max() < 1e-4
+    critic, slow = agent.actor_critic.critic(feat), agent.actor_critic.slow_critic(feat)
+    assert (critic == 0).all() and (slow == 0).all()
+
+
+@pytest.mark.parametrize("initial", ["learned", "zero"])
+def test_what_was_before_an_episode_does_not_matter(initial):
+    agent = small_agent(model={"initial": initial})
+    batch, other = random_batch(seed=1), random_batch(seed=2)
+    start = 4
+    for name in ("obs", "action", "reward"):
+        getattr(other, name)[:, start:] = getattr(batch, name)[:, start:]
+    states = []
+    for each in (batch, other):
+        torch.manual_seed(0)
+        embed = agent.world_model.encoder(torch.as_tensor(each.obs))
+        *_, deter = agent.world_model.rssm.observe(embed, agent.one_hot(each.action), torch.as_tensor(each.is_first))
+        states.append(deter)
+    torch.testing.assert_close(states[0][:, start:], states[1][:, start:])
+    assert not torch.allclose(states[0][:, start - 1], states[1][:, start - 1])
+
+
+def test_initial_state():
+    zero = small_agent(model={"initial": "zero"}).world_model.rssm
+    assert not any(part.any() for part in zero.initial(3))
+    learned = small_agent().world_model.rssm
+    stoch, deter = learned.initial(3)
+    assert stoch.shape == (3, 64) and stoch.sum(-1).tolist() == [8.0] * 3
+    loss = learned.initial(3)[1].sum()
+    loss.backward()
+    assert learned.initial_deter.grad.any()
+
+
+def gradients(loss: torch.Tensor, network: torch.nn.Module) -> bool:
+    found = torch.autograd.grad(loss, list(network.parameters()), retain_graph=True, allow_unused=True)
+    return any(gradient is not None and gradient.any() for gradient in found)
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Agent:
+    """A few updates, so that no output layer is zero any more and gradients get through."""
+    torch.manual_seed(0)
+    agent = small_agent()
+    for seed in range(5):
+        agent.update(random_batch(seed=seed))
+    return agent
+
+
+class TestGradients:
+    """Section 3: what each loss trains, and where gradients stop."""
+
+    def test_world_model_loss_trains_all_of_the_world_model(self, fitted):
+        batch = random_batch()
+        loss, _, state = fitted.world_model.loss(
+            torch.as_tensor(batch.obs),
+            fitted.one_hot(batch.action),
+            *(torch.as_tensor(value) for value in (batch.reward, batch.is_first, batch.is_terminal)),
+        )
+        fitted.world_model.zero_grad()
+        loss.backward()
+        assert all(parameter.grad is not None for parameter in fitted.world_model.parameters())
+        assert all(parameter.grad.any() for parameter in fitted.world_model.parameters())
+        assert not any(part.requires_grad for part in state)
+        assert all(
+            parameter.grad is None or not parameter.grad.any()
+            for parameter in fitted.actor_critic.slow_critic.parameters()
+        )
+
+    def losses(self, agent, estimator):
+        agent.actor_critic.config = agent_config(behavior={"imag_gradient": estimator}).behavior
+        start = agent.world_model.rssm.initial(6)
+        return agent.actor_critic.losses(agent.world_model, tuple(part.detach() for part in start))
+
+    @pytest.mark.parametrize("estimator", ["reinforce", "dynamics", "both"])
+    def test_actor_and_critic_train_themselves(self, fitted, estimator):
+        actor_loss, critic_loss, _ = self.losses(fitted, estimator)
+        behavior = fitted.actor_critic
+        assert gradients(actor_loss, behavior.actor) and gradients(critic_loss, behavior.critic)
+        assert not gradients(critic_loss, behavior.actor) and not gradients(critic_loss, fitted.world_model)
+        # Only the dynamics' gradient runs through the world model and the critic, on its way to the actor.
+        assert gradients(actor_loss, fitted.world_model) == (estimator != "reinforce")
+        assert gradients(actor_loss, behavior.critic) == (estimator != "reinforce")
+
+    @pytest.mark.parametrize("estimator", ["reinforce", "dynamics", "both"])
+    def test_an_update_of_the_behavior_leaves_the_rest_alone(self, fitted, estimator):
+        actor_loss, critic_loss, _ = self.losses(fitted, estimator)
+        before = [parameter.clone() for parameter in fitted.world_model.parameters()]
+        slow = [parameter.clone() for parameter in fitted.actor_critic.slow_critic.parameters()]
+        critic = [parameter.clone() for parameter in fitted.actor_critic.critic.parameters()]
+        fitted.world_model.zero_grad()
+        fitted.optimizers["actor"].step(actor_loss)
+        assert all(map(torch.equal, critic, fitted.actor_critic.critic.parameters()))
+        fitted.optimizers["critic"].step(critic_loss)
+        assert all(map(torch.equal, before, fitted.world_model.parameters()))
+        assert all(map(torch.equal, slow, fitted.actor_critic.slow_critic.parameters()))
+        assert all(parameter.grad is None for parameter in fitted.world_model.parameters())
+
+
+def test_slow_critic_follows_at_its_pace():
+    agent = small_agent(behavior={"slow_target_update": 3, "slow_target_fraction": 0.25})
+    behavior = agent.actor_critic
+    with torch.no_grad():
+        for parameter in behavior.critic.parameters():
+            parameter.add_(1.0)
+    start = [parameter.clone() for parameter in behavior.slow_critic.parameters()]
+    for updates in (1, 2):
+        behavior.update_slow_critic(updates)
+    assert all(map(torch.equal, start, behavior.slow_critic.parameters()))
+    behavior.update_slow_critic(3)
+    for slow, before, fast in zip(behavior.slow_critic.parameters(), start, behavior.critic.parameters(), strict=True):
+        torch.testing.assert_close(slow, 0.75 * before + 0.25 * fast)
+
+
+def test_gradients_are_clipped_by_global_norm():
+    agent = small_agent(optimizers={"model": {"lr": 1e-3, "eps": 1e-8, "grad_clip": 0.5}})
+    optimizer = agent.optimizers["model"]
+    loss = sum((parameter**2).sum() for parameter in agent.world_model.parameters()) * 100
+    norm = optimizer.step(loss)
+    clipped = torch.linalg.vector_norm(torch.stack([parameter.grad.norm() for parameter in optimizer.parameters]))
+    assert norm > 0.5 and clipped.item() == pytest.approx(0.5, rel=1e-3)
+
+
+def test_the_world_model_overfits_one_batch():
+    torch.manual_seed(0)
+    agent = small_agent(
+        losses={"free_nats": 0.0, "dyn_scale": 0.5, "rep_scale": 0.1, "reward_scale": 1.0, "continue_scale": 1.0}
+    )
+    batch = random_batch(batch=2, length=6)
+    first = None
+    for _ in range(300):
+        metrics = agent.update(batch)
+        first = first or {name: value.item() for name, value in metrics.items()}
+    assert metrics["image_loss"] < 0.05 * first["image_loss"]
+    assert metrics["reward_loss"] < 0.2 * first["reward_loss"]
+    assert metrics["continue_loss"] < 0.1 * first["continue_loss"]
+    prediction = agent.open_loop(batch, context=2)
+    assert prediction.shape == batch.obs.shape and prediction.dtype == np.uint8
+    known = np.abs(prediction[:, :2].astype(int) - batch.obs[:, :2]).mean()
+    assert known < 12
+
+
+def test_the_starts_of_imagination_can_be_limited():
+    agent = small_agent(behavior={"imag_starts": 3})
+    seen = []
+    original = agent.actor_critic.losses
+    agent.actor_critic.losses = lambda model, start: seen.append(len(start[0])) or original(model, start)
+    agent.update(random_batch(batch=4, length=8))
+    assert seen == [4 * 3]
+
+
+def test_bfloat16_agrees_with_float32():
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        torch.manual_seed(0)
+        agent = Agent(agent_config(), ComputeConfig("cpu", precision, False), 7)
+        torch.manual_seed(1)
+        losses[precision] = agent.update(random_batch())
+    for name in ("model_loss", "image_loss", "reward_loss", "value_loss", "continue_loss"):
+        assert losses["bfloat16"][name].item() == pytest.approx(losses["float32"][name].item(), rel=0.03), name
+    assert next(agent.parameters()).dtype == torch.float32  # mixed: the weights stay exact
+
+
+def test_compiled_agrees_with_eager():
+    losses = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        agent = Agent(agent_config(), ComputeConfig("cpu", "float32", compiled), 7)
+        torch.manual_seed(1)
+        losses.append(agent.update(random_batch()))
+        name, weights = next(iter(agent.state_dict().items()))
+        assert "_orig_mod" not in name and weights.isfinite().all()  # checkpoints of both are the same
+    assert losses[1]["image_loss"].item() == pytest.approx(losses[0]["image_loss"].item(), rel=1e-3)
+
+
+class TestPolicy:
+    def test_greedy_is_a_function_of_what_was_seen(self):
+        agent = small_agent()
+        obs, first = random_batch().obs[:, 0], np.ones(4, bool)
+        actions = []
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            policy = agent.policy(greedy=True)
+            actions.append([policy(obs, first).tolist(), policy(obs, ~first).tolist()])
+        assert actions[0] == actions[1]
+
+    def test_sampling_explores(self):
+        agent = small_agent()
+        policy = agent.policy()
+        obs, first = random_batch().obs[:, 0], np.ones(4, bool)
+        torch.manual_seed(0)
+        assert len({tuple(policy(obs, first)) for _ in range(20)}) > 5
+
+    def test_memory_is_kept_and_forgotten(self):
+        agent = small_agent()
+        batch = random_batch()
+        fresh, used = agent.policy(greedy=True), agent.policy(greedy=True)
+        for t in range(3):
+            used(batch.obs[:, t], np.full(4, t == 0))
+        used(batch.obs[:, 5], np.zeros(4, bool))
+        remembered = used.state[1].clone()
+        used(batch.obs[:, 5], np.ones(4, bool))
+        fresh(batch.obs[:, 5], np.ones(4, bool))
+        torch.testing.assert_close(used.state[1], fresh.state[1])
+        assert not torch.allclose(remembered, fresh.state[1])
+
+    def test_environments_do_not_disturb_each_other(self):
+        agent = small_agent()
+        batch = random_batch()
+        together, alone = agent.policy(greedy=True), agent.policy(greedy=True)
+        for t in range(4):
+            first = np.full(4, t == 0)
+            both, one = together(batch.obs[:, t], first), alone(batch.obs[1:2, t], first[:1])
+            assert both[1] == one[0]
