@@ -50,7 +50,7 @@ def choose_debug() -> None:
 
 
 def dvc(*arguments: str) -> int:
-    """Runs DVC to its end and returns its exit code. It and the stage get a Ctrl-C themselves, and end by themselves."""
+    """Runs DVC to its end and returns its exit code. Ctrl-C reaches it and the stage without our help."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     process = subprocess.Popen([sys.executable, "-m", "dvc", *arguments], env=os.environ | {"PATH": path})
     before = {

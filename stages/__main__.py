@@ -16,7 +16,6 @@ TOLD = {
     "stages.progress.ProgressError",
     "stages.report.ReportError",
     "stages.render.RenderError",
-    "stages.report.ReportError",
     "stages.tracking.TrackingError",
     "stages.train.Diverged",
 }

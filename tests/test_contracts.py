@@ -117,7 +117,7 @@ def test_every_error_that_a_user_can_cause_is_told_in_one_line():
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.ClassDef) and (node.name.endswith("Error") or node.name == "Diverged")
     }
-    assert TOLD == defined
+    assert defined == TOLD
 
 
 def test_every_command_is_the_launcher_with_the_stage_s_name():
