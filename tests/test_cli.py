@@ -3,13 +3,13 @@
 import re
 
 import pytest
-from clones import copy, run
+from clones import ROOT, copy, run
 
 from pipeline import graph
 from pipeline.demo import choose_debug
 from stages.__main__ import SCRIPTS
 
-STAGES = tuple(graph.load())
+STAGES = tuple(graph.load(ROOT / "dvc.yaml"))
 
 
 @pytest.fixture(scope="module")
