@@ -71,8 +71,8 @@ class ActorCritic(nn.Module):
     def _actor_loss(
         self, feat: Tensor, action: Tensor, returns: Tensor, value: Tensor, weights: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Section 3.2.2. All three estimators see the same advantage, in units of max(1, S), so that the entropy's weight
-        means the same for each."""
+        """Section 3.2.2. All three estimators see the same advantage, in units of max(1, S), so that the entropy's
+        weight means the same for each."""
         _, scale = self.normalizer(returns)
         advantage = (returns - value) / scale
         policy = self.policy(feat)

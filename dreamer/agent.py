@@ -86,7 +86,7 @@ class Agent(nn.Module):
         return metrics
 
     def policy(self, greedy: bool = False) -> "AgentPolicy":
-        """A policy with a memory of its own; greedy takes the modes of latent and action, otherwise both are sampled."""
+        """A policy with a memory of its own. Greedy takes the modes of latent and action, else both are sampled."""
         return AgentPolicy(self, greedy)
 
     def open_loop(self, batch: Batch, context: int = 5) -> np.ndarray:

@@ -71,7 +71,7 @@ def build_agent(state: dict[str, Any], compute: ComputeConfig, expected: AgentCo
             f"{path}: its settings do not fit this version of the code ({error}); train anew"
         ) from None
     if expected is not None:
-        for key in config.model.keys():
+        for key in config.model.names():
             stored, wanted = getattr(config.model, key), getattr(expected.model, key)
             if stored != wanted:
                 raise CheckpointError(

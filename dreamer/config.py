@@ -21,11 +21,11 @@ class Config:
             ConfigError: a key is unknown or missing, or a value has the wrong type; names it as `path.key`.
         """
         if not isinstance(values, dict):
-            raise ConfigError(f"{path or 'parameters'}: expected a mapping of {', '.join(cls.keys())}, got {values!r}")
+            raise ConfigError(f"{path or 'parameters'}: expected a mapping of {', '.join(cls.names())}, got {values!r}")
         prefix = f"{path}." if path else ""
-        if unknown := [key for key in values if key not in cls.keys()]:
-            raise ConfigError(f"{prefix}{unknown[0]}: unknown parameter; known here: {', '.join(cls.keys())}")
-        if missing := [key for key in cls.keys() if key not in values]:
+        if unknown := [key for key in values if key not in cls.names()]:
+            raise ConfigError(f"{prefix}{unknown[0]}: unknown parameter; known here: {', '.join(cls.names())}")
+        if missing := [key for key in cls.names() if key not in values]:
             raise ConfigError(f"{prefix}{missing[0]}: missing parameter; add it to params.yaml")
         hints = get_type_hints(cls)
         config = cls(**{key: _typed(value, hints[key], f"{prefix}{key}") for key, value in values.items()})
@@ -34,14 +34,14 @@ class Config:
         return config
 
     @classmethod
-    def keys(cls) -> tuple[str, ...]:
+    def names(cls) -> tuple[str, ...]:
         return tuple(field.name for field in dataclasses.fields(cls))
 
     def to_dict(self) -> dict[str, Any]:
         """The inverse of `from_dict`: nested plain dicts, lists and scalars."""
         return {
             key: value.to_dict() if isinstance(value, Config) else list(value) if isinstance(value, tuple) else value
-            for key in self.keys()
+            for key in self.names()
             for value in [getattr(self, key)]
         }
 
@@ -114,6 +114,10 @@ class EnvConfig(Config):
     stall_limit: int  # decisions without a new best x after which it is truncated; 0: never
     reward: RewardConfig
 
+    def for_evaluation(self) -> Self:
+        """The game as it is evaluated, shown and played: a stall ends no episode."""
+        return dataclasses.replace(self, stall_limit=0)
+
     def problems(self):
         world, _, stage = self.level.partition("-")
         if world not in tuple("12345678") or stage not in tuple("1234"):
@@ -153,7 +157,7 @@ class LossConfig(Config):
     continue_scale: float
 
     def problems(self):
-        return _below(self, 0, *self.keys())
+        return _below(self, 0, *self.names())
 
 
 @dataclass(frozen=True)
@@ -187,7 +191,7 @@ class OptimizerConfig(Config):
     grad_clip: float  # global norm
 
     def problems(self):
-        return _below(self, 0, *self.keys())
+        return _below(self, 0, *self.names())
 
 
 @dataclass(frozen=True)
@@ -220,7 +224,7 @@ class ReplayConfig(Config):
     chunk_length: int  # transitions of one environment in one file
 
     def problems(self):
-        return _below(self, 1, *self.keys())
+        return _below(self, 1, *self.names())
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import functools
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -49,8 +49,8 @@ np.add.at(_ROWS, (np.arange(960) // 15, np.arange(960) // 4), 1)
 def shrink(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """The maximum of two screens, area-resized: two (240, 256) uint32 of 0x00RRGGBB to (64, 64, 3) uint8 RGB.
 
-    Exact to half a level, by integer sums. A column of the output is four of the input; they are added two channels at a
-    time, in the halves of 32-bit words.
+    Exact to half a level, by integer sums. A column of the output is four of the input; they are added two channels at
+    a time, in the halves of 32-bit words.
     """
     screens = first.view(np.uint8), second.view(np.uint8)
     pixels = np.maximum(*screens).view(np.uint32).reshape(SCREEN[0], SIZE, 4)
@@ -73,7 +73,7 @@ class MarioEnv(gymnasium.Env):
     "death", "time limit" or "stall".
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": FRAMES_PER_SECOND}
+    metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": FRAMES_PER_SECOND}
     render_mode = "rgb_array"
 
     def __init__(self, config: EnvConfig):

@@ -1,5 +1,6 @@
 """Encoder, decoder and heads (sections 2.1 and 2.3 to 2.7). Images are channels last throughout."""
 
+import itertools
 import math
 
 import torch
@@ -64,7 +65,7 @@ class Encoder(nn.Module):
         super().__init__()
         channels = [3] + [depth << stage for stage in range(_STAGES)]
         layers = []
-        for inputs, outputs in zip(channels, channels[1:], strict=False):
+        for inputs, outputs in itertools.pairwise(channels):
             layers += [nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=False), ChannelNorm(outputs, NORM_EPS)]
         self.layers = init_weights(nn.Sequential(*layers)).to(memory_format=torch.channels_last)
         self.outputs = channels[-1] * _CORNER**2
@@ -84,7 +85,7 @@ class Decoder(nn.Module):
         self.corner = (channels[0], _CORNER, _CORNER)
         self.linear = init_weights(nn.Linear(inputs, math.prod(self.corner)))
         layers = []
-        for inputs, outputs in zip(channels, channels[1:], strict=False):
+        for inputs, outputs in itertools.pairwise(channels):
             last = outputs == 3
             layers.append(nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=last))
             layers += [] if last else [ChannelNorm(outputs, NORM_EPS)]

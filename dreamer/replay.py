@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dreamer.config import ReplayConfig
-from dreamer.rollout import NO_ACTION, Steps
+from dreamer.rollout import Steps
 
 _NAME = re.compile(r"(?P<stream>.+)-(?P<start>\d{9})-(?P<length>\d{5})-(?P<digest>[0-9a-f]{16})\.npz")
 
@@ -23,7 +23,7 @@ class ChunkError(ValueError):
 
 @dataclass
 class Batch:
-    """B sequences of T consecutive steps, aligned as in `dreamer.rollout`. They may cross episodes, at an `is_first`."""
+    """B sequences of T consecutive steps, aligned as in `dreamer.rollout`; at an `is_first` an episode begins."""
 
     obs: np.ndarray  # (B, T, 64, 64, 3) uint8
     action: np.ndarray  # (B, T) int64, NO_ACTION where is_first
@@ -100,8 +100,8 @@ def digest(directory: Path) -> str:
 class Replay:
     """Holds about `capacity` steps and samples sequences uniformly over their starts.
 
-    A stream is the endless sequence of steps of one environment. Full chunks never change again; only a stream's last one
-    grows. When a new chunk begins and the rest suffices for `capacity`, the oldest goes.
+    A stream is the endless sequence of steps of one environment. Full chunks never change again; only a stream's last
+    one grows. When a new chunk begins and the rest suffices for `capacity`, the oldest goes.
     """
 
     def __init__(self, config: ReplayConfig):
@@ -232,7 +232,7 @@ class Replay:
             path = next((path for directory in directories if (path := directory / name).is_file()), None)
             if path is None:
                 raise ChunkError(
-                    f"{directories[-1] / name}: missing, and the checkpoint needs it; remove the checkpoint to start afresh"
+                    f"{directories[-1] / name}: missing, and the checkpoint needs it; remove that to start afresh"
                 )
             self._append(Chunk.load(path))
         for saved in state["growing"]:

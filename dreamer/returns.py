@@ -28,7 +28,7 @@ def lambda_return(reward: Tensor, value: Tensor, discount: Tensor, bootstrap: Te
 
 
 def discount_weights(discount: Tensor) -> Tensor:
-    """w_0 = 1, w_t = γ_0 ... γ_{t-1} (section 3.2.2): the chance that imagination gets to t, discounted. (H, ...) to same."""
+    """w_0 = 1, w_t = γ_0 ... γ_{t-1} (section 3.2.2): how likely imagination gets to t, discounted. (H, ...)."""
     return torch.cat([torch.ones_like(discount[:1]), discount[:-1]]).cumprod(0)
 
 

@@ -1,6 +1,6 @@
 """The recurrent state-space model (section 2.2) and its KL loss (section 3.1.4).
 
-Shapes: B batch, T time, A actions, D deter, S categoricals, K classes, E embed. The state is (stoch (B, S*K), deter (B, D)).
+Shapes: B batch, T time, A actions, D deter, S categoricals, K classes, E embed. A state is stoch (B, S*K), deter (B, D).
 """
 
 import math
@@ -45,8 +45,8 @@ class RSSM(nn.Module):
         self.input = Dense(stoch + actions, config.hidden)
         self.cell = GRUCell(config.hidden, config.deter)
         self.prior_layers = nn.Sequential(Dense(config.deter, config.hidden), nn.Linear(config.hidden, stoch))
-        # The posterior's first layer takes [h; e]. Its halves are kept apart: the embedding's share of all time steps is
-        # one product outside the recurrence.
+        # The posterior's first layer takes [h; e]. Its halves are kept apart: the embedding's share of all time steps
+        # is one product outside the recurrence.
         self.post_deter = nn.Linear(config.deter, config.hidden, bias=False)
         self.post_embed = nn.Linear(embed, config.hidden, bias=False)
         self.post_norm = nn.LayerNorm(config.hidden, NORM_EPS)

@@ -1,7 +1,5 @@
 """Seeded random play in parallel emulators: the replay that training starts from."""
 
-from pathlib import Path
-
 from tqdm import tqdm
 
 from dreamer.mario import make_env
@@ -9,13 +7,12 @@ from dreamer.replay import Replay, digest
 from dreamer.rollout import RandomPolicy, Rollout, episode_seeds
 from stages import tracking
 from stages.params import load
-
-DATA = Path("data/seed")
+from stages.paths import SEED_DATA
 
 
 def main() -> None:
     params = load()
-    DATA.mkdir(parents=True, exist_ok=True)
+    SEED_DATA.mkdir(parents=True, exist_ok=True)
     with tracking.run("collect", params) as run:
         replay, episodes = Replay(params.replay), []
         policy = RandomPolicy(params.collect.probabilities, params.seed)
@@ -33,10 +30,10 @@ def main() -> None:
                 if ended:
                     bar.set_postfix(episodes=len(episodes), best_x=max(episode.info["best_x"] for episode in episodes))
         rollout.stop()
-        replay.save(DATA, partial=True)
-        replay.prune(DATA)
+        replay.save(SEED_DATA, partial=True)
+        replay.prune(SEED_DATA)
         frames = decisions * params.env.action_repeat
-        run.tags({"data_sha256": digest(DATA)})
+        run.tags({"data_sha256": digest(SEED_DATA)})
         if episodes:
             returns = [episode.total_reward for episode in episodes]
             run.metrics(
@@ -47,7 +44,7 @@ def main() -> None:
                 },
                 frames,
             )
-    size = sum(path.stat().st_size for path in DATA.glob("*.npz"))
+    size = sum(path.stat().st_size for path in SEED_DATA.glob("*.npz"))
     print(
-        f"collected {frames} frames in {len(episodes)} episodes; {size / decisions / 1000:.1f} kB a decision in {DATA}/"
+        f"collected {frames} frames in {len(episodes)} episodes, {size / decisions / 1000:.1f} kB each decision"
     )

@@ -2,7 +2,6 @@
 
 import csv
 import json
-from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -10,15 +9,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dreamer.checkpoint import build_agent, load as load_checkpoint
+from dreamer.checkpoint import build_agent
+from dreamer.checkpoint import load as load_checkpoint
 from dreamer.mario import make_env
 from dreamer.rollout import Episode, Steps, play_episodes
 from stages import tracking
 from stages.interval import bootstrap_mean, wilson
 from stages.params import load
-from stages.train import CHECKPOINTS, evaluation_env
+from stages.paths import ACTIONS, BEST, EPISODES, EVALUATION, MODEL, PROVENANCE, REPORTS
 
-REPORTS = Path("reports")
 COLUMNS = ("mode", "episode", "seed", "noops", "return", "best_x", "clear", "outcome", "length")
 
 
@@ -46,12 +45,11 @@ def summarize(episodes: list[Episode]) -> dict[str, Any]:
 
 def main() -> None:
     params = load()
-    path = CHECKPOINTS / "best.pt"
-    state = load_checkpoint(path)
-    agent = build_agent(state, params.compute, params.agent, path)
+    state = load_checkpoint(BEST)
+    agent = build_agent(state, params.compute, params.agent, BEST)
     seeds = [params.evaluate.seed + k for k in range(params.evaluate.episodes)]
-    envs = [make_env(evaluation_env(params.env)) for _ in range(params.evaluate.envs)]
-    provenance = json.loads((CHECKPOINTS / "provenance.json").read_text())
+    envs = [make_env(params.env.for_evaluation()) for _ in range(params.evaluate.envs)]
+    provenance = json.loads(PROVENANCE.read_text())
     REPORTS.mkdir(exist_ok=True)
     with tracking.run("evaluate", params, {"data_sha256": provenance["data_sha256"]}) as run:
         rows, actions, results = [], {}, {}
@@ -87,17 +85,17 @@ def main() -> None:
                     )
                 )
         results["checkpoint"] = {"frames": state["frames"], "score": state["score"]}
-        (REPORTS / "evaluation.json").write_text(json.dumps(results, indent=1) + "\n")
-        (REPORTS / "actions.json").write_text(json.dumps(actions) + "\n")
-        with (REPORTS / "episodes.csv").open("w", newline="") as file:
+        EVALUATION.write_text(json.dumps(results, indent=1) + "\n")
+        ACTIONS.write_text(json.dumps(actions) + "\n")
+        with EPISODES.open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
         run.headline(_flat(results), state["frames"])
         model = run.log_model(
-            path, params, results, {"trained_by": (provenance["mlflow"] or {}).get("run_id", "unknown")}
+            BEST, params, results, {"trained_by": (provenance["mlflow"] or {}).get("run_id", "unknown")}
         )
-        (REPORTS / "model.json").write_text(json.dumps(model, indent=1) + "\n")
-        for name in ("evaluation.json", "episodes.csv", "actions.json"):
-            run.artifact(REPORTS / name, "evaluation")
+        MODEL.write_text(json.dumps(model, indent=1) + "\n")
+        for path in (EVALUATION, EPISODES, ACTIONS):
+            run.artifact(path, "evaluation")
     for mode in ("sampled", "greedy"):
         print(describe(mode, results[mode]))
 
@@ -105,7 +103,8 @@ def main() -> None:
 def describe(mode: str, result: dict[str, Any]) -> str:
     """One line for people."""
     return (
-        f"{mode}: clear rate {result['clear_rate']:.0%} [{result['clear_rate_low']:.0%}, {result['clear_rate_high']:.0%}], "
+        f"{mode}: clear rate {result['clear_rate']:.0%} "
+        f"[{result['clear_rate_low']:.0%}, {result['clear_rate_high']:.0%}], "
         f"return {result['return_mean']:.0f} [{result['return_low']:.0f}, {result['return_high']:.0f}], "
         f"best x {result['best_x_max']} ({result['episodes']} episodes)"
     )

@@ -72,7 +72,7 @@ class RenderParams(Config):
     context: int
 
     def problems(self):
-        for key in self.keys():
+        for key in self.names():
             if getattr(self, key) < 1:
                 yield key, f"must be at least 1, is {getattr(self, key)}"
 
@@ -103,11 +103,11 @@ class Params(Config):
         if self.train.steps < self.collect.steps:
             yield "train.steps", f"must be at least collect.steps ({self.collect.steps}), is {self.train.steps}"
         elif self.collect.steps // self.env.action_repeat // self.collect.envs < self.train.batch_length:
-            yield "collect.steps", f"too few for one sequence of train.batch_length ({self.train.batch_length}) an emulator"
+            yield "collect.steps", f"an emulator gets less than train.batch_length ({self.train.batch_length}) steps"
         chosen = range(self.train.eval_seed, self.train.eval_seed + self.train.eval_episodes)
         reported = range(self.evaluate.seed, self.evaluate.seed + self.evaluate.episodes)
         if chosen.start < reported.stop and reported.start < chosen.stop:
-            yield "train.eval_seed", "its seeds overlap evaluate.seed's: starts that choose a checkpoint are not reported"
+            yield "train.eval_seed", "overlaps evaluate.seed: starts that choose a checkpoint are not reported"
 
 
 def load(path: Path = PATH, profile: str | None = None) -> Params:

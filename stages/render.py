@@ -17,13 +17,11 @@ from dreamer.config import ConfigError
 from dreamer.mario import ACTIONS, make_env
 from dreamer.replay import Replay
 from dreamer.rollout import RecordedPolicy, Steps, play_episodes
-from stages import gif, open_loop
+from stages import gif, open_loop, tracking
 from stages.params import Params, load
+from stages.paths import ACTIONS as RECORDING
+from stages.paths import BEST, EPISODES, GIFS, REPLAY, SEED_DATA
 
-SEED_DATA, REPLAY = Path("data/seed"), Path("data/replay")
-CHECKPOINT = Path("checkpoints/best.pt")
-EPISODES, RECORDED = Path("reports/episodes.csv"), Path("reports/actions.json")
-GIFS = Path("reports/gifs")
 INDEXED = ("mode", "seed", "return", "best_x", "clear", "outcome", "length")
 IMAGINED_STEPS, OPEN_LOOP_FPS = 45, 10
 
@@ -57,9 +55,9 @@ def play_again(
     remedy = "evaluate again: dvc repro --force evaluate"
     actions = next((episode["actions"] for episode in recorded if episode["seed"] == row["seed"]), None)
     if actions is None:
-        raise RenderError(f"{RECORDED}: lacks the {name}, which {EPISODES} has; {remedy}")
+        raise RenderError(f"{RECORDING}: lacks the {name}, which {EPISODES} has; {remedy}")
     if not set(actions) <= set(range(len(ACTIONS))):
-        raise RenderError(f"{RECORDED}: the {name} has an action out of 0..{len(ACTIONS) - 1}; {remedy}")
+        raise RenderError(f"{RECORDING}: the {name} has an action out of 0..{len(ACTIONS) - 1}; {remedy}")
     with gif.create(path, fps) as writer:
 
         def draw(seed: int, env: gymnasium.Env, steps: Steps) -> None:
@@ -70,13 +68,13 @@ def play_again(
         now = {"return": episode.total_reward, "best_x": episode.info["best_x"], "length": episode.decisions}
         for key, value in now.items():
             if not math.isclose(value, row[key], rel_tol=1e-5, abs_tol=1e-2):
-                raise RenderError(f"{RECORDED}: the {name} ends with {key} {value}, evaluated was {row[key]}; {remedy}")
+                raise RenderError(f"{RECORDING}: the {name} ends with {key} {value}, evaluated {row[key]}; {remedy}")
 
 
 def imagine(path: Path, params: Params, replay: Replay, bar: tqdm) -> int:
     """The open-loop prediction of replayed sequences into a GIF. Returns how many steps it has."""
     context = params.render.context
-    agent = load_agent(CHECKPOINT, replace(params.compute, compile=False))  # which takes longer than it saves here
+    agent = load_agent(BEST, replace(params.compute, compile=False))  # which takes longer than it saves here
     rng = np.random.default_rng(params.seed)
     batch = open_loop.sample_sequences(replay, params.render.sequences, context + IMAGINED_STEPS, rng)
     torch.manual_seed(params.seed)
@@ -87,12 +85,12 @@ def imagine(path: Path, params: Params, replay: Replay, bar: tqdm) -> int:
     return batch.obs.shape[1]
 
 
-def main() -> None:
-    params = load()
+def render_all(params: Params) -> None:
+    """Writes the films of the best episodes and the open-loop prediction, and their index."""
     render = params.render
     if render.fps > gif.MAX_FPS:
         raise ConfigError(f"render.fps: a GIF shows at most {gif.MAX_FPS} frames a second, is {render.fps}")
-    rows, recorded = read_episodes(EPISODES), json.loads(RECORDED.read_text())
+    rows, recorded = read_episodes(EPISODES), json.loads(RECORDING.read_text())
     chosen = [row for mode in ("sampled", "greedy") for row in best(rows, mode, render.episodes)]
     replay = Replay(params.replay)
     replay.load(SEED_DATA)
@@ -101,7 +99,7 @@ def main() -> None:
     GIFS.mkdir(parents=True, exist_ok=True)
     for old in GIFS.glob("*.gif"):
         old.unlink()
-    env = make_env(replace(params.env, stall_limit=0))  # as it is evaluated
+    env = make_env(params.env.for_evaluation())
     index = []
     total = sum(row["length"] + 1 for row in chosen) + render.context + IMAGINED_STEPS
     with tqdm(total=total, desc="render", unit="frame") as bar:
@@ -114,3 +112,10 @@ def main() -> None:
         index.append({"file": path.name, "kind": "open_loop", **dict.fromkeys(INDEXED), "length": steps})
     env.close()
     (GIFS / "index.json").write_text(json.dumps(index, indent=1) + "\n")
+
+
+def main() -> None:
+    params = load()
+    with tracking.run("render", params) as run:
+        render_all(params)
+        run.artifact(GIFS, "gifs")

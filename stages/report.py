@@ -11,12 +11,11 @@ from markupsafe import Markup
 from PIL import Image
 
 from dreamer.mario import ACTIONS, FRAMES_PER_SECOND
+from stages import tracking
 from stages.charts import compact, training_charts
 from stages.params import load
+from stages.paths import EPISODES, EVALUATION, GIFS, MODEL, PAGE, PROVENANCE, TRAINING
 
-PROVENANCE = Path("checkpoints/provenance.json")
-REPORTS = Path("reports")
-PAGE = REPORTS / "report.html"
 TEMPLATE = "report.html"
 
 FLAG_X = {"1-1": 3161}  # where an episode that reaches the flag ends, in pixels
@@ -125,17 +124,16 @@ def contents() -> dict[str, Any]:
         FileNotFoundError: one of them is missing
     """
     params = load()
-    provenance, evaluation = read_json(PROVENANCE), read_json(REPORTS / "evaluation.json")
-    training, gifs = REPORTS / "training", REPORTS / "gifs"
-    episodes = read_csv(REPORTS / "episodes.csv")
+    provenance, evaluation = read_json(PROVENANCE), read_json(EVALUATION)
+    episodes = read_csv(EPISODES)
     # What was trained with, and what it was evaluated and shown with.
     effective = {**provenance["params"], "evaluate": params.evaluate.to_dict(), "render": params.render.to_dict()}
     env = effective["env"]
     flag_x = flag_position(env["level"], episodes)
     modes = {mode: evaluation[mode] for mode in ("sampled", "greedy")}
-    curves = [read_csv(training / f"{name}.csv") for name in ("losses", "evaluations", "episodes")]
+    curves = [read_csv(TRAINING / f"{name}.csv") for name in ("losses", "evaluations", "episodes")]
     charts = training_charts(*curves, effective, len(ACTIONS), flag_x)
-    pictures = [picture(gifs / entry["file"], entry) for entry in read_json(gifs / "index.json")]
+    pictures = [picture(GIFS / entry["file"], entry) for entry in read_json(GIFS / "index.json")]
     return {
         "level": env["level"],
         "sentence": headline(modes["sampled"], env["level"], flag_x),
@@ -155,12 +153,12 @@ def contents() -> dict[str, Any]:
             for heading, panels in charts.items()
         },
         "action_repeat": env["action_repeat"],
-        "summary": read_json(training / "summary.json"),
+        "summary": read_json(TRAINING / "summary.json"),
         "checkpoint": evaluation["checkpoint"],
         "episodes": episodes.astype(object).to_dict("records"),
         "provenance": provenance,
         "parameters": parameters(effective, load(profile="defaults").to_dict()),
-        "model": read_json(REPORTS / "model.json"),
+        "model": read_json(MODEL),
     }
 
 
@@ -177,9 +175,16 @@ def page(content: dict[str, Any]) -> str:
     return environment.get_template(TEMPLATE).render(content)
 
 
-def main() -> None:
+def write() -> None:
+    """The page, whole or not at all."""
     html = page(contents())
     temporary = PAGE.with_name(PAGE.name + ".tmp")
     temporary.write_text(html, encoding="utf-8")
     temporary.replace(PAGE)
     print(f"report: {PAGE.resolve().as_uri()} ({len(html) / 1e6:.1f} MB, needs no network)")
+
+
+def main() -> None:
+    with tracking.run("report", load()) as run:
+        write()
+        run.artifact(PAGE, "report")

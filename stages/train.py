@@ -15,20 +15,18 @@ from tqdm import tqdm
 
 from dreamer import checkpoint
 from dreamer.agent import Agent
-from dreamer.config import EnvConfig
 from dreamer.mario import ACTIONS, make_env, rom_sha256
 from dreamer.replay import Replay, digest
 from dreamer.rollout import Episode, Rollout, Steps, episode_seeds, play_episodes
 from dreamer.training import Counters, Progress, Training
 from stages import open_loop, provenance, tracking
-from stages.collect import DATA
 from stages.curves import Curve
 from stages.interrupt import Interrupt, graceful
 from stages.params import Params, load
+from stages.paths import CHECKPOINTS, REPLAY, SEED_DATA, TRAINING
 from stages.progress import Progress as Work
 from stages.progress import fingerprint, publish
 
-REPLAY, CHECKPOINTS, CURVES = Path("data/replay"), Path("checkpoints"), Path("reports/training")
 VIDEO_STEPS = 50  # decisions of the open-loop prediction
 VIDEO_LIMIT = 600  # decisions of an evaluation's video
 
@@ -52,7 +50,7 @@ class Session:
         self.params, self.work, self.run, self.interrupt = params, work, run, interrupt
         torch.manual_seed(params.seed)
         self.replay = Replay(params.replay)
-        self.replay.load(DATA)
+        self.replay.load(SEED_DATA)
         envs = [make_env(params.env) for _ in range(params.train.envs)]
         self.agent = Agent(params.agent, params.compute, len(ACTIONS))
         self.training = Training(
@@ -64,7 +62,7 @@ class Session:
             np.random.default_rng(np.random.SeedSequence([params.seed, 1])),
             Counters(decisions=self.replay.decisions),
         )
-        self.eval_envs = [make_env(evaluation_env(params.env)) for _ in range(min(2, params.train.eval_episodes))]
+        self.eval_envs = [make_env(params.env.for_evaluation()) for _ in range(min(2, params.train.eval_episodes))]
         self.losses = Curve(work.path / "losses.csv", (*CLOCK, *LOSSES, "frames_per_second", "updates_per_second"))
         self.evaluations = Curve(work.path / "evaluations.csv", (*CLOCK, *EVALUATION, "best"))
         self.episodes = Curve(
@@ -222,7 +220,7 @@ class Session:
         """The opposite of `save`."""
         state = checkpoint.load(self.work.path / "latest.pt")
         state["training"]["weights"] = state["weights"]
-        self.replay.load_state_dict(state["replay"], DATA, self.work.path / "replay")
+        self.replay.load_state_dict(state["replay"], SEED_DATA, self.work.path / "replay")
         self.training.load_state_dict(state)
         checkpoint.load_random_state(state["random"])
         self.best, self.done, self.seconds = state["best"], state["done"], state["seconds"]
@@ -280,17 +278,12 @@ def _describe(frames: int, row: dict[str, float], best: dict[str, Any]) -> str:
     )
 
 
-def evaluation_env(env: EnvConfig) -> EnvConfig:
-    """The game as it is evaluated and played: a stall ends no episode."""
-    return EnvConfig.from_dict({**env.to_dict(), "stall_limit": 0})
-
-
 def main() -> None:
     params = load()
     inputs = {
         key: value for key, value in params.to_dict().items() if key not in ("collect", "evaluate", "render", "profile")
     }
-    data = digest(DATA)
+    data = digest(SEED_DATA)
     work = Work("train", fingerprint(inputs, data))
     if work.notes.get("finished"):
         print(f"train: was finished before with these inputs; taking the result from {work.path}")
@@ -325,7 +318,7 @@ def main() -> None:
         session.replay.prune(work.path / "replay")
         _write_provenance(work, params, run, data)
         _publish(work)
-        run.artifact(CURVES, "training")
+        run.artifact(TRAINING, "training")
         work.finish()
 
 
@@ -353,4 +346,4 @@ def _write_provenance(work: Work, params: Params, run: tracking.Run, data: str) 
 def _publish(work: Work) -> None:
     publish(sorted((work.path / "replay").glob("*.npz")), REPLAY)
     publish([work.path / name for name in ("best.pt", "latest.pt", "provenance.json")], CHECKPOINTS)
-    publish([work.path / name for name in ("losses.csv", "evaluations.csv", "episodes.csv", "summary.json")], CURVES)
+    publish([work.path / name for name in ("losses.csv", "evaluations.csv", "episodes.csv", "summary.json")], TRAINING)

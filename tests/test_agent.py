@@ -117,7 +117,7 @@ def test_initial_state():
     zero = small_agent(model={"initial": "zero"}).world_model.rssm
     assert not any(part.any() for part in zero.initial(3))
     learned = small_agent().world_model.rssm
-    stoch, deter = learned.initial(3)
+    stoch, _ = learned.initial(3)
     assert stoch.shape == (3, 64) and stoch.sum(-1).tolist() == [8.0] * 3
     loss = learned.initial(3)[1].sum()
     loss.backward()

@@ -74,7 +74,7 @@ def play(env, actions):
     """Steps until the actions or the episode end: total reward and the last step's result."""
     total = 0.0
     for action in actions:
-        obs, reward, terminated, truncated, info = env.step(action)
+        _, reward, terminated, truncated, info = env.step(action)
         total += reward
         if terminated or truncated:
             break

@@ -164,13 +164,13 @@ def evaluated(tmp_path_factory) -> Path:
 
 def test_the_stage_shows_the_best_episode_of_each_mode_as_it_was(evaluated, monkeypatch):
     monkeypatch.chdir(evaluated)
-    render.main()
+    render.render_all(params.load())
     rows = render.read_episodes(render.EPISODES)
     index = json.loads((render.GIFS / "index.json").read_text())
     assert [entry["kind"] for entry in index] == ["episode", "episode", "open_loop"]
     assert {entry["file"] for entry in index} == {path.name for path in render.GIFS.glob("*.gif")}
     env = make_env(replace(PARAMS.env, stall_limit=0))
-    recorded = json.loads(render.RECORDED.read_text())
+    recorded = json.loads(render.RECORDING.read_text())
     for mode, entry in zip(("sampled", "greedy"), index, strict=False):
         top = max((row for row in rows if row["mode"] == mode), key=lambda row: row["return"])
         assert {key: entry[key] for key in render.INDEXED} == {key: top[key] for key in render.INDEXED}
@@ -181,7 +181,7 @@ def test_the_stage_shows_the_best_episode_of_each_mode_as_it_was(evaluated, monk
         assert np.array_equal(frames[-1], env.render())
     env.close()
     before = {path.name: path.read_bytes() for path in render.GIFS.iterdir()}
-    render.main()
+    render.render_all(params.load())
     assert {path.name: path.read_bytes() for path in render.GIFS.iterdir()} == before
 
 
@@ -190,7 +190,7 @@ def test_actions_that_do_not_lead_to_the_evaluated_result_are_refused(evaluated,
     root = shutil.copytree(evaluated, tmp_path / "copy")
     monkeypatch.chdir(root)
     (top,) = render.best(render.read_episodes(render.EPISODES), "sampled", 1)
-    recorded = json.loads(render.RECORDED.read_text())
+    recorded = json.loads(render.RECORDING.read_text())
     episode = next(episode for episode in recorded["sampled"] if episode["seed"] == top["seed"])
     if tampering == "an action":
         episode["actions"][: len(episode["actions"]) // 2] = [6] * (len(episode["actions"]) // 2)
@@ -200,9 +200,9 @@ def test_actions_that_do_not_lead_to_the_evaluated_result_are_refused(evaluated,
         episode["actions"][0] = 7
     else:
         recorded["sampled"].remove(episode)
-    render.RECORDED.write_text(json.dumps(recorded))
+    render.RECORDING.write_text(json.dumps(recorded))
     with pytest.raises(render.RenderError, match=f"sampled episode of seed {top['seed']}.*dvc repro --force evaluate"):
-        render.main()
+        render.render_all(params.load())
     assert not list(render.GIFS.glob("sampled*"))
 
 

@@ -130,7 +130,7 @@ def root(tmp_path, monkeypatch) -> Path:
 
 
 def build() -> str:
-    report.main()
+    report.write()
     return report.PAGE.read_text()
 
 
@@ -268,11 +268,11 @@ def test_a_damaged_input_is_one_line_that_names_it(root):
     write_inputs(root)
     Path("reports/evaluation.json").write_text("{")
     with pytest.raises(report.ReportError, match=r"^reports/evaluation\.json: damaged .*dvc checkout"):
-        report.main()
+        report.write()
     write_inputs(root)
     Path("reports/training/losses.csv").write_text("")
     with pytest.raises(report.ReportError, match=r"^reports/training/losses\.csv: damaged .*dvc checkout"):
-        report.main()
+        report.write()
     assert not report.PAGE.exists()
 
 

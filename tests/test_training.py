@@ -1,4 +1,4 @@
-"""The training loop on a toy game of pixels: it is mastered, the train ratio is kept, and a resumed run is the same run."""
+"""The training loop on a toy game of pixels: mastered, at the exact train ratio, and the same run when it is resumed."""
 
 from pathlib import Path
 
@@ -93,9 +93,9 @@ def states_equal(one, two) -> None:
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, cut: int, estimator: str):
     changes = {"behavior": {"imag_gradient": estimator}, "train_ratio": 16.0, "batch_length": 8}
     straight = make_training(**changes)
-    for progress in straight.run(cut):
+    for _ in straight.run(cut):
         pass
-    metrics_at_cut = progress.counters.updates
+    updates_at_cut = straight.counters.updates
     straight.replay.save(tmp_path)
     state = {**straight.state_dict(), "replay": straight.replay.state_dict(), "random": checkpoint.random_state()}
     checkpoint.save(tmp_path / "cut.pt", state)
@@ -109,7 +109,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, cut: int, est
     checkpoint.load_random_state(state["random"])
     second = [{k: v.item() for k, v in m.items()} for progress in resumed.run(320) for m in progress.metrics]
 
-    assert metrics_at_cut < straight.counters.updates and len(first) > 3
+    assert updates_at_cut < straight.counters.updates and len(first) > 3
     assert first == second
     states_equal(straight.state_dict(), resumed.state_dict())
 

@@ -1,0 +1,20 @@
+"""Where the stages leave what the next ones read, relative to the repository's root."""
+
+from pathlib import Path
+
+SEED_DATA = Path("data/seed")
+REPLAY = Path("data/replay")
+
+CHECKPOINTS = Path("checkpoints")
+BEST = CHECKPOINTS / "best.pt"
+LATEST = CHECKPOINTS / "latest.pt"
+PROVENANCE = CHECKPOINTS / "provenance.json"
+
+REPORTS = Path("reports")
+TRAINING = REPORTS / "training"
+EVALUATION = REPORTS / "evaluation.json"
+EPISODES = REPORTS / "episodes.csv"
+ACTIONS = REPORTS / "actions.json"
+MODEL = REPORTS / "model.json"
+GIFS = REPORTS / "gifs"
+PAGE = REPORTS / "report.html"
