@@ -29,7 +29,7 @@ def serve(port: int) -> int:
             probe.bind((HOST, port))
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise UserError(f"port {port}: {reason}; choose another: mario ui --port 5001") from None
+            raise UserError(f"port {port}: {reason}; choose another: mario ui --port N") from None
     print(f"MLflow: http://{HOST}:{port} (Ctrl-C ends it)", flush=True)
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     command = ["-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]

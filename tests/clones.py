@@ -1,6 +1,7 @@
 """Copies of this repository that a test may change, and its commands as a user runs them."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,22 +11,30 @@ OWN = ("MARIO_", "DVC_", "MLFLOW_")  # what a run that starts these tests may ha
 
 
 def copy(target: Path) -> Path:
-    """All files that git does not ignore, as they are now."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True
-    )
-    if listed.returncode:  # an exported tree
-        listed = subprocess.run(
-            "find . -type f -not -path './.venv/*' -not -path './.mario/*' -not -path './ml*' -print0",
-            shell=True,
-            cwd=ROOT,
-            capture_output=True,
-            check=True,
+    """All files that git does not ignore, as they are now; before any run, and with the profile debug."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True)
+    if listed.returncode or not (ROOT / ".git").exists():  # an exported tree
+        places = (
+            "Makefile",
+            "*.yaml",
+            "*.toml",
+            "*.lock",
+            ".gitignore",
+            ".dvcignore",
+            ".dvc/config",
+            ".dvc/.gitignore",
         )
-    for name in filter(None, listed.stdout.decode().split("\0")):
-        if (source := ROOT / name).is_file():
+        code = [f"{room}/**/*" for room in ("dreamer", "stages", "pipeline", "tests", "docker")]
+        names = [str(path.relative_to(ROOT)) for place in (*places, *code) for path in ROOT.glob(place)]
+    else:
+        names = listed.stdout.decode().split("\0")
+    for name in names:
+        if (source := ROOT / name).is_file() and name != "dvc.lock":
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             (target / name).write_bytes(source.read_bytes())
+    params = target / "params.yaml"
+    params.write_text(re.sub(r"(?m)^profile: \S+", "profile: debug", params.read_text()))
     return target
 
 
