@@ -16,7 +16,7 @@ from stages.charts import compact, training_charts
 from stages.params import load
 from stages.paths import EPISODES, EVALUATION, GIFS, MODEL, PAGE, PROVENANCE, TRAINING
 
-TEMPLATE = "report.html"
+TEMPLATE = "page.html"
 
 FLAG_X = {"1-1": 3161}  # where an episode that reaches the flag ends, in pixels
 
