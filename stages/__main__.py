@@ -3,6 +3,7 @@
 import errno
 import importlib
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -22,6 +23,9 @@ TOLD = {
 
 
 def main() -> None:
+    # Before torch is loaded: threads that wait for each other must not spin while an emulator wants the core.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # leaves every `with` on its way out
     if len(sys.argv) < 2 or sys.argv[1] not in SCRIPTS:
         given = repr(sys.argv[1]) if len(sys.argv) > 1 else "none given"
         sys.exit(f"error: unknown stage {given}; known: {', '.join(SCRIPTS)}")

@@ -1,4 +1,4 @@
-"""The training loop on a toy game of pixels: mastered, at the exact train ratio, and the same run when it is resumed."""
+"""The training loop on a toy game of pixels: mastered, at the exact train ratio, and the same run when resumed."""
 
 from pathlib import Path
 
