@@ -12,8 +12,8 @@ from typing import Any, Self
 
 from dreamer.config import ComputeConfig, ConfigError, EnvConfig
 from stages.params import Params, load
+from stages.paths import CHECKPOINTS
 
-CHECKPOINTS = Path("checkpoints")
 DIRECTORY = Path("play")
 COLUMNS = "episode  seed    outcome     return   best x  decisions"
 
@@ -130,7 +130,7 @@ def game(params: Params, level: str | None) -> EnvConfig:
         ConfigError: there is no such level
     """
     try:
-        return EnvConfig.from_dict({**params.env.to_dict(), "stall_limit": 0, **({"level": level} if level else {})})
+        return EnvConfig.from_dict({**params.env.to_dict(), **({"level": level} if level else {})}).for_evaluation()
     except ConfigError as error:
         raise ConfigError(f"--{error}") from None
 
