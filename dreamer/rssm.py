@@ -1,6 +1,6 @@
 """The recurrent state-space model (section 2.2) and its KL loss (section 3.1.4).
 
-Shapes: B batch, T time, A actions, D deter, S categoricals, K classes, E embed. A state is stoch (B, S*K), deter (B, D).
+Shapes: B batch, T time, A actions, D deter, S categoricals, K classes, E embed. A state: stoch (B, S*K), deter (B, D).
 """
 
 import math
