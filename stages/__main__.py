@@ -17,7 +17,7 @@ TOLD = {
     "stages.progress.ProgressError",
     "stages.report.ReportError",
     "stages.render.RenderError",
-    "stages.tracking.TrackingError",
+    "stages.address.TrackingError",
     "stages.train.Diverged",
 }
 

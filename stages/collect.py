@@ -45,6 +45,4 @@ def main() -> None:
                 frames,
             )
     size = sum(path.stat().st_size for path in SEED_DATA.glob("*.npz"))
-    print(
-        f"collected {frames} frames in {len(episodes)} episodes, {size / decisions / 1000:.1f} kB each decision"
-    )
+    print(f"collected {frames} frames in {len(episodes)} episodes, {size / decisions / 1000:.1f} kB each decision")

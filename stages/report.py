@@ -153,6 +153,7 @@ def contents() -> dict[str, Any]:
             for heading, panels in charts.items()
         },
         "action_repeat": env["action_repeat"],
+        "noop_max": env["noop_max"],
         "summary": read_json(TRAINING / "summary.json"),
         "checkpoint": evaluation["checkpoint"],
         "episodes": episodes.astype(object).to_dict("records"),

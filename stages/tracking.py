@@ -12,7 +12,6 @@ not be sent before the stage ended waits in .mario/unsent/ for the next stage th
 import importlib.metadata
 import json
 import os
-import subprocess
 import tempfile
 import time
 import warnings
@@ -20,16 +19,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
-from stages import claims, outbox
+from stages import claims, git, outbox
+from stages.address import ROOT, TrackingError, explained, first_line, tracking_uri, without_password
 from stages.events import Events, NoEvents, open_events
 from stages.outbox import Outbox, Record, Refused, notice
 from stages.params import Params
 
-ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENT = "mario-dreamer"
 MODEL = "mario-dreamer"
 ALIAS = "challenger"
@@ -39,10 +37,6 @@ PATIENCE = 30.0  # seconds that the end of a stage waits for a store that is awa
 REQUIREMENTS = ("mlflow", "torch", "numpy", "gymnasium", "gym-super-mario-bros", "nes-py", "pyyaml")  # of the model
 PARENT, NAME = "mlflow.parentRunId", "mlflow.runName"
 FINAL = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE")  # trying again is no use
-
-
-class TrackingError(RuntimeError):
-    """The tracking store cannot be used. The message is one line, naming it and the remedy."""
 
 
 @contextmanager
@@ -230,7 +224,7 @@ class Store:
 
     def __init__(self, uri: str):
         self.uri = uri
-        self.name = _without_password(uri)
+        self.name = without_password(uri)
         mlflow = _mlflow()
         from mlflow.exceptions import MlflowException
 
@@ -239,7 +233,7 @@ class Store:
             self.client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
             experiment = self.client.get_experiment_by_name(EXPERIMENT) or self._new_experiment()
         except Exception as error:  # SQLAlchemy's, requests' and MLflow's own have nothing in common
-            raise TrackingError(_explained(self.name, error)) from None
+            raise TrackingError(explained(self.name, error)) from None
         if experiment.lifecycle_stage == "deleted":
             raise TrackingError(
                 f"{self.name}: the experiment {EXPERIMENT} is deleted there; "
@@ -310,7 +304,7 @@ class Store:
                 self._send_artifact(run_id, Path(key), value)
         except self._error as error:
             if error.error_code in FINAL:
-                raise Refused(f"{kind} of run {run_id}: {_first_line(error)}") from None
+                raise Refused(f"{kind} of run {run_id}: {first_line(error)}") from None
             raise
 
     def _send_artifact(self, run_id: str, path: Path, folder: str) -> None:
@@ -402,14 +396,14 @@ class Store:
                 ).version
                 self.client.set_registered_model_alias(MODEL, ALIAS, version)
         except Exception as error:
-            raise TrackingError(f"{self.name}: cannot register {checkpoint}: {_first_line(error)}") from None
+            raise TrackingError(f"{self.name}: cannot register {checkpoint}: {first_line(error)}") from None
         return str(version)
 
 
 def _open(stage: str, params: Params, tags: dict[str, str], resume: str | None) -> Run:
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{params.profile}"
     events = ROOT / ".mario" / "tensorboard" / stage
-    uri = _tracking_uri()
+    uri = tracking_uri()
     if _mlflow() is None:
         notice("MLflow is not installed, no runs are recorded (pip install mlflow)")
         return Run(tags, open_events(events / f"{name}-{os.getpid()}", False))
@@ -431,7 +425,7 @@ def _open(stage: str, params: Params, tags: dict[str, str], resume: str | None) 
             store, run_id, parent_id, tags, open_events(before or events / f"{name}-{run_id[:8]}", before is not None)
         )
     except store._error as error:
-        raise TrackingError(_explained(store.name, error)) from None
+        raise TrackingError(explained(store.name, error)) from None
 
 
 def _parent(store: Store, params: Params, tags: dict[str, str], old) -> str:
@@ -457,7 +451,7 @@ def _described(stage: str, params: Params, given: dict[str, str]) -> dict[str, s
     """The tags of every run."""
     from dreamer.mario import rom_sha256
 
-    commit, dirty = git_state()
+    commit, dirty = git.state()
     tags = {
         "git.commit": commit or "unknown",
         "git.dirty": "unknown" if dirty is None else str(dirty).lower(),
@@ -473,25 +467,6 @@ def _described(stage: str, params: Params, given: dict[str, str]) -> dict[str, s
     return tags | {key: str(value) for key, value in given.items()}
 
 
-def git_state() -> tuple[str | None, bool | None]:
-    """Commit of the code, and whether the code differs from it (dvc.lock aside, which the pipeline writes itself).
-
-    Both None outside git's reach: an exported tree, or no git on this machine.
-    """
-    if not (ROOT / ".git").exists():
-        return None, None
-    try:
-        commit = _git("rev-parse", "HEAD")
-        return commit, bool(_git("status", "--porcelain", "--", ".", ":(exclude)dvc.lock"))
-    except (OSError, subprocess.CalledProcessError):
-        return None, None
-
-
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(ROOT), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-
 def fetch_checkpoint(which: str) -> Path:
     """The checkpoint of a registered model by version or alias, kept in .mario/models/.
 
@@ -500,7 +475,7 @@ def fetch_checkpoint(which: str) -> Path:
     """
     if (mlflow := _mlflow()) is None:
         raise TrackingError("MLflow is not installed, so there is no registry; name a checkpoint file instead")
-    store = Store(_tracking_uri())
+    store = Store(tracking_uri())
     try:
         version = store.registered(which)
         kept = ROOT / ".mario" / "models" / version.source.rpartition("/")[2]
@@ -512,7 +487,7 @@ def fetch_checkpoint(which: str) -> Path:
                 uri = f"models:/{MODEL}/{version.version}/artifacts"
                 Path(mlflow.artifacts.download_artifacts(uri, dst_path=fresh)).rename(kept)
     except (store._error, OSError) as error:
-        raise TrackingError(f"{store.name}: cannot fetch model {which}: {_first_line(error)}") from None
+        raise TrackingError(f"{store.name}: cannot fetch model {which}: {first_line(error)}") from None
     return next(kept.glob("*.pt"))
 
 
@@ -543,53 +518,6 @@ def _mlflow():
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     return mlflow
-
-
-def _tracking_uri() -> str:
-    """Of MLFLOW_TRACKING_URI or the repository's own database, with its file's path made absolute.
-
-    Raises:
-        TrackingError: it is no address of a store
-    """
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip() or "sqlite:///mlflow.db"
-    scheme, _, rest = uri.partition("://")
-    if scheme == "sqlite" and rest.startswith("/") and rest != "/":
-        return f"sqlite:///{ROOT / rest[1:]}"
-    if scheme.partition("+")[0] not in ("http", "https", "postgresql", "mysql", "mssql") or not rest.strip("/"):
-        raise TrackingError(
-            f"MLFLOW_TRACKING_URI={_without_password(uri)}: no address of a tracking store; "
-            "set it to http://HOST:PORT, or unset it to use sqlite:///mlflow.db"
-        )
-    return uri.rstrip("/")
-
-
-def _explained(name: str, error: Exception) -> str:
-    """One line for a store that failed at once."""
-    text = " ".join(str(error).split())
-    if name.startswith("http"):
-        host = urlsplit(name).netloc
-        remedy = "unset MLFLOW_TRACKING_URI to use sqlite:///mlflow.db"
-        if "failed with exception" in text or "timeout" in text:
-            port = urlsplit(name).port or 5000
-            return f"{name}: no MLflow server answers there; start it with: mlflow server --port {port}, or {remedy}"
-        if "403" in text:
-            return (
-                f"{name}: the MLflow server refuses this address (403); start it with --allowed-hosts naming {host}, "
-                f"use an address it knows, or {remedy}"
-            )
-        return (
-            f"{name}: does not answer as an MLflow server does ({text[:160]}); correct MLFLOW_TRACKING_URI, or {remedy}"
-        )
-    return f"{name}: not usable as a tracking store ({_first_line(error)}); correct MLFLOW_TRACKING_URI"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-
-
-def _without_password(uri: str) -> str:
-    head, at, tail = uri.rpartition("@")
-    return f"{head.partition('://')[0]}://{tail}" if at and not uri.startswith("sqlite:") else uri
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:

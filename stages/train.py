@@ -19,7 +19,7 @@ from dreamer.mario import ACTIONS, make_env, rom_sha256
 from dreamer.replay import Replay, digest
 from dreamer.rollout import Episode, Rollout, Steps, episode_seeds, play_episodes
 from dreamer.training import Counters, Progress, Training
-from stages import open_loop, provenance, tracking
+from stages import git, open_loop, provenance, tracking
 from stages.curves import Curve
 from stages.interrupt import Interrupt, graceful
 from stages.params import Params, load
@@ -323,7 +323,7 @@ def main() -> None:
 
 
 def _write_provenance(work: Work, params: Params, run: tracking.Run, data: str) -> None:
-    commit, dirty = tracking.git_state()
+    commit, dirty = git.state()
     ran = {"run_id": run.run_id, "parent_run_id": run.parent_run_id, "tracking_uri": run.uri} if run.run_id else None
     content = {
         "commit": commit,

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages import gif, outbox, params, tracking
+from stages import address, gif, git, outbox, params, tracking
 from stages.tracking import TrackingError
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +36,8 @@ def tree(tmp_path, monkeypatch) -> Path:
     root.mkdir()
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    monkeypatch.setattr(tracking, "ROOT", root)
+    for module in (tracking, address, git):
+        monkeypatch.setattr(module, "ROOT", root)
     monkeypatch.setattr(outbox, "SEND_EVERY", 0.1)
     return root
 
@@ -363,17 +364,17 @@ def test_a_stage_that_was_killed_at_once_is_marked_by_the_next(client, tree):
 
 
 def test_git_state(tree, monkeypatch):
-    assert tracking.git_state() == (None, None)
-    git = ["git", "-C", str(tree), "-c", "user.name=m", "-c", "user.email=m@localhost"]
-    subprocess.run([*git, "init", "-q"], check=True)
+    assert git.state() == (None, None)
+    command = ["git", "-C", str(tree), "-c", "user.name=m", "-c", "user.email=m@localhost"]
+    subprocess.run([*command, "init", "-q"], check=True)
     for name in ("code.py", "dvc.lock"):
         (tree / name).write_text("1")
-    subprocess.run([*git, "add", "."], check=True)
-    subprocess.run([*git, "commit", "-q", "-m", "first"], check=True)
-    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    subprocess.run([*command, "add", "."], check=True)
+    subprocess.run([*command, "commit", "-q", "-m", "first"], check=True)
+    head = subprocess.run([*command, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
     (tree / "dvc.lock").write_text("2")
-    assert tracking.git_state() == (head, False)
+    assert git.state() == (head, False)
     (tree / "new.py").write_text("")
-    assert tracking.git_state() == (head, True)
+    assert git.state() == (head, True)
     monkeypatch.setenv("PATH", "")
-    assert tracking.git_state() == (None, None)
+    assert git.state() == (None, None)

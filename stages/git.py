@@ -1,0 +1,25 @@
+"""The state of the code, as git knows it."""
+
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def state() -> tuple[str | None, bool | None]:
+    """Commit of the code, and whether the code differs from it (dvc.lock aside, which the pipeline writes itself).
+
+    Both None outside git's reach: an exported tree, or no git on this machine.
+    """
+    if not (ROOT / ".git").exists():
+        return None, None
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return commit, bool(_git("status", "--porcelain", "--", ".", ":(exclude)dvc.lock"))
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
