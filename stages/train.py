@@ -99,29 +99,44 @@ class Session:
         return self.frames // every > self.done[what] // every
 
     def record(self, progress: Progress) -> None:
+        clock = self.clock()
         for episode in progress.episodes:
-            row = {**self.clock(), "seed": episode.seed, "return": episode.total_reward, "length": episode.decisions}
-            del row["updates"]
-            info = {
-                "best_x": episode.info["best_x"],
-                "clear": int(episode.info["clear"]),
-                "outcome": episode.info["outcome"],
-            }
-            self.episodes.append({**row, **info})
-            self.run.metrics({"episode_return": episode.total_reward, "episode_best_x": info["best_x"]}, self.frames)
+            best_x = episode.info["best_x"]
+            self.episodes.append(
+                {
+                    **{key: clock[key] for key in ("frames", "decisions", "hours")},
+                    "seed": episode.seed,
+                    "return": episode.total_reward,
+                    "best_x": best_x,
+                    "clear": int(episode.info["clear"]),
+                    "outcome": episode.info["outcome"],
+                    "length": episode.decisions,
+                }
+            )
+            self.run.metrics({"episode_return": episode.total_reward, "episode_best_x": best_x}, self.frames)
         self._window += progress.metrics
 
+    def _means(self) -> dict[str, float]:
+        """Of the updates since the last log; the only place where training waits for the device.
+
+        Raises:
+            Diverged: one is not finite
+        """
+        if not self._window:
+            return {}
+        stacked = torch.stack([torch.stack([metrics[name].float() for name in LOSSES]) for metrics in self._window])
+        means = dict(zip(LOSSES, stacked.mean(0).tolist(), strict=True))
+        if bad := [name for name, value in means.items() if not np.isfinite(value)]:
+            raise Diverged(
+                f"train: {bad[0]} is not finite at {self.frames} frames; the last checkpoint before is kept in "
+                f"{self.work.path}; lower optimizers.*.lr or use compute.precision: float32"
+            )
+        return means
+
     def log(self) -> dict[str, float]:
-        """Means over the updates since the last time; the only place where training waits for the device."""
+        """A row of the curves: means over the updates since the last one."""
         now, (then, frames, updates) = time.monotonic(), self._window_start
-        row: dict[str, float] = {}
-        if self._window:
-            stacked = torch.stack([torch.stack([metrics[name].float() for name in LOSSES]) for metrics in self._window])
-            row = dict(zip(LOSSES, stacked.mean(0).tolist(), strict=True))
-            if bad := [name for name, value in row.items() if not np.isfinite(value)]:
-                raise Diverged(
-                    f"{bad[0]} is not finite at {self.frames} frames; the last checkpoint is kept in {self.work.path}"
-                )
+        row = self._means()
         done = self.training.counters.updates - updates
         row["frames_per_second"], row["updates_per_second"] = (self.frames - frames) / (now - then), done / (now - then)
         self.losses.append({**self.clock(), **row})
@@ -151,29 +166,22 @@ class Session:
 
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(self.params.train.eval_seed)
-            bar = tqdm(total=len(seeds), desc="evaluate", unit="episode", leave=False)
             episodes: list[Episode] = []
-            with bar:
+            with tqdm(total=len(seeds), desc="evaluate", unit="episode", leave=False) as bar:
                 for episode in play_episodes(self.eval_envs, self.agent.policy(), seeds, watch):
                     episodes.append(episode)
                     bar.update()
             if self.params.train.video_pred_log:
                 self._log_videos(video)
         returns = [episode.total_reward for episode in episodes]
-        row = dict(
-            zip(
-                EVALUATION,
-                (
-                    float(np.mean(returns)),
-                    min(returns),
-                    max(returns),
-                    float(np.mean([episode.info["best_x"] for episode in episodes])),
-                    float(np.mean([episode.info["clear"] for episode in episodes])),
-                    float(np.mean([episode.decisions for episode in episodes])),
-                ),
-                strict=True,
-            )
-        )
+        row = {
+            "eval_return": float(np.mean(returns)),
+            "eval_return_min": min(returns),
+            "eval_return_max": max(returns),
+            "eval_best_x": float(np.mean([episode.info["best_x"] for episode in episodes])),
+            "eval_clear_rate": float(np.mean([episode.info["clear"] for episode in episodes])),
+            "eval_length": float(np.mean([episode.decisions for episode in episodes])),
+        }
         better = self.best["return"] is None or row["eval_return"] > self.best["return"]
         if better:
             self.best = {"return": row["eval_return"], "frames": self.frames}
@@ -199,7 +207,12 @@ class Session:
         checkpoint.save(path, self._weights())
 
     def save(self) -> None:
-        """Everything that the next round depends on. Files that only the checkpoint before needed go last."""
+        """Everything that the next round depends on. Files that only the checkpoint before needed go last.
+
+        Raises:
+            Diverged: the weights may be broken; the checkpoint before stays
+        """
+        self._means()
         self.replay.save(self.work.path / "replay")
         self.done["checkpoint"] = self.frames
         state = {

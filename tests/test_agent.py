@@ -216,20 +216,22 @@ def test_gradients_are_clipped_by_global_norm():
 def test_the_world_model_overfits_one_batch():
     torch.manual_seed(0)
     agent = small_agent(
-        losses={"free_nats": 0.0, "dyn_scale": 0.5, "rep_scale": 0.1, "reward_scale": 1.0, "continue_scale": 1.0}
+        losses={"free_nats": 0.0, "dyn_scale": 0.5, "rep_scale": 0.1, "reward_scale": 1.0, "continue_scale": 1.0},
+        optimizers={"model": {"lr": 3e-3, "eps": 1e-8, "grad_clip": 100.0}},
+        behavior={"imag_horizon": 2},
     )
     batch = random_batch(batch=2, length=6)
-    first = None
-    for _ in range(300):
-        metrics = agent.update(batch)
-        first = first or {name: value.item() for name, value in metrics.items()}
-    assert metrics["image_loss"] < 0.05 * first["image_loss"]
-    assert metrics["reward_loss"] < 0.2 * first["reward_loss"]
-    assert metrics["continue_loss"] < 0.1 * first["continue_loss"]
+    first = agent.update(batch)
+    for _ in range(400):
+        last = agent.update(batch)
+    assert last["image_loss"] < 0.06 * first["image_loss"]
+    assert last["reward_loss"] < 0.1 * first["reward_loss"]
+    assert last["continue_loss"] < 0.01 * first["continue_loss"]
     prediction = agent.open_loop(batch, context=2)
     assert prediction.shape == batch.obs.shape and prediction.dtype == np.uint8
-    known = np.abs(prediction[:, :2].astype(int) - batch.obs[:, :2]).mean()
-    assert known < 12
+    error = np.abs(prediction.astype(int) - batch.obs).mean((0, 2, 3, 4))
+    assert (error[:2] < 20).all()  # seen; it begins at 80
+    assert error[2] < 20  # imagined
 
 
 def test_the_starts_of_imagination_can_be_limited():
