@@ -42,11 +42,14 @@ class TrainParams(TrainingConfig):
     eval_episodes: int
     eval_seed: int
     checkpoint_every: int
+    checkpoint_minutes: float
     log_every: int
     video_pred_log: bool
 
     def problems(self):
         yield from super().problems()
+        if self.checkpoint_minutes <= 0:
+            yield "checkpoint_minutes", f"must be positive, is {self.checkpoint_minutes}"
         for key in ("eval_every", "eval_episodes", "checkpoint_every", "log_every"):
             if getattr(self, key) < 1:
                 yield key, f"must be at least 1, is {getattr(self, key)}"

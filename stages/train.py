@@ -73,7 +73,7 @@ class Session:
         self.best = {"return": None, "frames": None}
         # When each was last done, in frames. An evaluation before the first update would say nothing.
         self.done = dict.fromkeys(("log", "eval", "checkpoint"), self.frames)
-        self._since = time.monotonic()
+        self._since = self._saved = time.monotonic()
         self._window: list[dict[str, torch.Tensor]] = []
         self._window_start = (time.monotonic(), self.frames, 0)
 
@@ -227,6 +227,7 @@ class Session:
         del state["training"]["weights"]  # they are there already
         checkpoint.save(self.work.path / "latest.pt", state)
         self.replay.prune(self.work.path / "replay")
+        self._saved = time.monotonic()
         self._pause_window()
 
     def restore(self) -> None:
@@ -267,7 +268,8 @@ class Session:
                     if self.due("eval"):
                         row = self.evaluate()
                         bar.write(_describe(self.frames, row, self.best))
-                    if self.due("checkpoint"):
+                    overdue = time.monotonic() - self._saved > 60 * params.train.checkpoint_minutes
+                    if overdue or self.due("checkpoint"):
                         self.save()
                 if self.done["eval"] != self.frames:
                     bar.write(_describe(self.frames, self.evaluate(), self.best))
