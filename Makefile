@@ -14,7 +14,7 @@ export DVC_STUDIO_OFFLINE := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help setup demo test lint lock clean
+.PHONY: help setup demo test bench lint lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ demo: setup  ## the whole pipeline on the CPU in a few minutes, then where to lo
 
 test: setup  ## all tests
 	@$(BIN)/python -m pytest
+
+bench: setup  ## what updates, acting, the emulator and sampling cost on this machine
+	@$(BIN)/python -m stages bench
 
 lint: setup  ## style and unused code
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -48,17 +48,27 @@ class ActorCritic(nn.Module):
     def losses(self, world_model: WorldModel, start: State) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Actor loss, critic loss and metrics. Gradients are meant for the actor and the critic respectively, alone.
 
-        With REINFORCE the imagined trajectory is a constant, so no graph of it is kept.
+        With REINFORCE the imagined trajectory is a constant: no graph of it is kept, and the critic's one pass over it
+        serves as baseline, bootstrap and prediction.
         """
-        with torch.set_grad_enabled(self.config.imag_gradient != "reinforce"):
+        constant = self.config.imag_gradient == "reinforce"
+        with torch.set_grad_enabled(not constant):
             feat, action = self.imagine(world_model, start)
             reward = world_model.reward(feat[1:]).mean()
             discount = self.config.discount * torch.sigmoid(world_model.continue_logit(feat))
-            value = TwoHot(self.critic(feat)).mean()
-            returns = lambda_return(reward, value[:-1], discount[1:], value[-1], self.config.discount_lambda)
+        states = feat[:-1].detach()
+        prediction = TwoHot(self.critic(states))
+        if constant:
+            value = prediction.mean().detach()
+            with torch.no_grad():
+                bootstrap = TwoHot(self.critic(feat[-1])).mean()
+        else:
+            *value, bootstrap = TwoHot(self.critic(feat)).mean().unbind()
+            value = torch.stack(value)
+        returns = lambda_return(reward, value, discount[1:], bootstrap, self.config.discount_lambda)
         weights = discount_weights(discount.detach())[:-1]  # (H, N)
-        actor_loss, actor_metrics = self._actor_loss(feat[:-1].detach(), action, returns, value[:-1], weights)
-        critic_loss = self._critic_loss(feat[:-1].detach(), returns.detach(), weights)
+        actor_loss, actor_metrics = self._actor_loss(states, action, returns, value, weights)
+        critic_loss = self._critic_loss(states, prediction, returns.detach(), weights)
         metrics = {
             **actor_metrics,
             "value_loss": critic_loss.detach(),
@@ -89,14 +99,13 @@ class ActorCritic(nn.Module):
         }
         return loss, metrics
 
-    def _critic_loss(self, feat: Tensor, returns: Tensor, weights: Tensor) -> Tensor:
-        """Section 3.2.3: towards the λ-returns, and towards its own slow copy."""
-        value = TwoHot(self.critic(feat))
-        loss = -value.log_prob(returns)
+    def _critic_loss(self, feat: Tensor, prediction: TwoHot, returns: Tensor, weights: Tensor) -> Tensor:
+        """Section 3.2.3: the critic's prediction towards the λ-returns, and towards its own slow copy."""
+        loss = -prediction.log_prob(returns)
         if self.config.slow_target:
             with torch.no_grad():
                 slow = TwoHot(self.slow_critic(feat)).mean()
-            loss = loss - value.log_prob(slow)
+            loss = loss - prediction.log_prob(slow)
         return (weights * loss).mean()
 
     @torch.no_grad()

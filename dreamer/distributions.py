@@ -40,6 +40,10 @@ class TwoHot:
     def __init__(self, logits: Tensor):
         self.logits = _full(logits)
 
+    @functools.cached_property
+    def _log_probs(self) -> Tensor:
+        return F.log_softmax(self.logits, -1)
+
     def mean(self) -> Tensor:
         """symexp of the expected bucket, (...)."""
         return symexp(F.softmax(self.logits, -1) @ _buckets(self.logits.dtype, self.logits.device))
@@ -53,8 +57,7 @@ class TwoHot:
         below = position.floor().clamp(max=BUCKETS - 2)
         weight_above = position - below
         index = below.long().unsqueeze(-1)
-        log_probs = F.log_softmax(self.logits, -1)
-        low, high = log_probs.gather(-1, index).squeeze(-1), log_probs.gather(-1, index + 1).squeeze(-1)
+        low, high = (self._log_probs.gather(-1, near).squeeze(-1) for near in (index, index + 1))
         return torch.lerp(low, high, weight_above)
 
 
@@ -86,16 +89,18 @@ class OneHot:
         """The most likely class as a one-hot vector, with straight-through gradients."""
         return self._straight_through(self.probs.argmax(-1))
 
-    def sample(self, noise: Tensor | None = None) -> Tensor:
+    def sample(self, uniform: Tensor | None = None) -> Tensor:
         """A one-hot sample with straight-through gradients (section 5.4), (..., K).
 
         Args:
-            noise: Exponential(1) variates like the logits, drawn here if absent. The class with the smallest ratio of
-                variate to probability is a sample of the categorical (the exponential race).
+            uniform: variates in [0, 1), (...), drawn here if absent; a sample is where the distribution function
+                passes them. One a categorical is K times fewer than Gumbel noise takes.
         """
-        if noise is None:
-            noise = torch.empty_like(self.probs).exponential_()
-        return self._straight_through((self.probs.detach() / noise).argmax(-1))
+        below = self.probs.detach().cumsum(-1)
+        if uniform is None:
+            uniform = torch.rand(below.shape[:-1], dtype=below.dtype, device=below.device)
+        passed = below[..., :-1] <= (uniform.to(below.dtype) * below[..., -1]).unsqueeze(-1)
+        return self._straight_through(passed.sum(-1))
 
     def _straight_through(self, index: Tensor) -> Tensor:
         one_hot = torch.zeros_like(self.probs).scatter_(-1, index.unsqueeze(-1), 1.0)

@@ -82,9 +82,9 @@ class RSSM(nn.Module):
         """Logits of q(z | h, e), (..., S, K), from h and `post_embed(e)`."""
         return self.post_out(F.silu(self.post_norm(self.post_deter(deter) + embedded))).unflatten(-1, self.groups)
 
-    def sample(self, logits: Tensor, noise: Tensor | None = None) -> Tensor:
+    def sample(self, logits: Tensor, uniform: Tensor | None = None) -> Tensor:
         """z as straight-through one-hots, (..., S, K) to (..., S*K)."""
-        return OneHot(logits, self.config.unimix_ratio).sample(noise).flatten(-2)
+        return OneHot(logits, self.config.unimix_ratio).sample(uniform).flatten(-2)
 
     def obs_step(
         self,
@@ -93,7 +93,7 @@ class RSSM(nn.Module):
         embedded: Tensor,
         is_first: Tensor,
         initial: State,
-        noise: Tensor | None = None,
+        uniform: Tensor | None = None,
     ) -> tuple[State, Tensor]:
         """One step with an observation. Where `is_first` (B,), the past is the initial state and no action.
 
@@ -104,12 +104,12 @@ class RSSM(nn.Module):
         stoch, deter = (torch.where(first, start, past) for start, past in zip(initial, state, strict=True))
         deter = self.recurrent((stoch, deter), action.masked_fill(first, 0.0))
         logits = self.posterior(deter, embedded)
-        return (self.sample(logits, noise), deter), logits
+        return (self.sample(logits, uniform), deter), logits
 
-    def img_step(self, state: State, action: Tensor, noise: Tensor | None = None) -> State:
+    def img_step(self, state: State, action: Tensor, uniform: Tensor | None = None) -> State:
         """One step without an observation: z from the prior."""
         deter = self.recurrent(state, action)
-        return self.sample(self.prior(deter), noise), deter
+        return self.sample(self.prior(deter), uniform), deter
 
     def observe(
         self, embed: Tensor, action: Tensor, is_first: Tensor, state: State | None = None
@@ -127,11 +127,11 @@ class RSSM(nn.Module):
         embedded = self.post_embed(embed)
         initial = self.initial(batch)
         state = initial if state is None else state
-        noise = torch.empty(length, batch, *self.groups, device=embed.device).exponential_()
+        uniform = torch.rand(length, batch, self.groups[0], device=embed.device)
         stochs, deters, posts = [], [], []
-        steps = zip(action.unbind(1), embedded.unbind(1), is_first.unbind(1), noise.unbind(0), strict=True)
-        for action_t, embedded_t, first_t, noise_t in steps:
-            state, post = self.obs_step(state, action_t, embedded_t, first_t, initial, noise_t)
+        steps = zip(action.unbind(1), embedded.unbind(1), is_first.unbind(1), uniform.unbind(0), strict=True)
+        for action_t, embedded_t, first_t, uniform_t in steps:
+            state, post = self.obs_step(state, action_t, embedded_t, first_t, initial, uniform_t)
             stochs.append(state[0])
             deters.append(state[1])
             posts.append(post)

@@ -7,7 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
-SCRIPTS = ("collect", "train", "evaluate", "render", "report", "play")
+SCRIPTS = ("collect", "train", "evaluate", "render", "report", "play", "bench")
 
 # By name: importing their modules to compare types would load torch before an error in params.yaml is told.
 TOLD = {

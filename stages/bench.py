@@ -1,0 +1,196 @@
+"""`make bench`: what an update, its parts, acting, the emulator and sampling cost on this machine.
+
+Prints one table and writes reports/bench.json. Times are medians after a warm-up; every size runs in a process of its
+own, so that its peak memory is its own.
+"""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from dreamer.agent import Agent
+from dreamer.config import AgentConfig, ComputeConfig, ReplayConfig
+from dreamer.mario import ACTIONS, SCREEN, make_env
+from dreamer.replay import Batch, Replay
+from dreamer.rollout import RandomPolicy, Rollout, Steps, episode_seeds
+from stages import git, provenance
+from stages.params import load
+from stages.paths import REPORTS
+
+# deter, hidden, units, stoch, classes, depth; batch, length
+SIZES = {
+    "small": ((256, 256, 256, 16, 16, 16), (8, 32)),
+    "prototype": ((512, 256, 256, 32, 16, 16), (8, 32)),
+    "document": ((512, 512, 512, 32, 32, 32), (16, 64)),
+}
+
+
+def median_ms(work: Callable[[], Any], device: torch.device, repeats: int, warmup: int = 2) -> float:
+    """Milliseconds; waits for the device before it reads the clock."""
+    times = []
+    for _ in range(warmup + repeats):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(1000 * (time.perf_counter() - start))
+    return statistics.median(times[warmup:])
+
+
+def random_batch(batch: int, length: int) -> Batch:
+    rng = np.random.default_rng(0)
+    none = np.zeros((batch, length), bool)
+    obs = rng.integers(0, 256, (batch, length, 64, 64, 3), dtype=np.uint8)
+    return Batch(
+        obs, rng.integers(0, 7, (batch, length)), rng.normal(size=(batch, length)).astype("f4"), none, none, none
+    )
+
+
+def measure_size(size: str, config: AgentConfig, compute: ComputeConfig, repeats: int) -> dict[str, float]:
+    """An update and its parts, acting for 1 and 8 environments (ms), peak memory (GB)."""
+    (deter, hidden, units, stoch, classes, depth), (length, steps) = SIZES[size]
+    model = replace(
+        config.model, deter=deter, hidden=hidden, units=units, stoch=stoch, classes=classes, depth=depth, layers=3
+    )
+    agent = Agent(replace(config, model=model), compute, len(ACTIONS))
+    batch, device = random_batch(length, steps), agent.device
+    found = {"update": median_ms(lambda: agent.update(batch), device, repeats)}
+    if device.type == "cuda":
+        found["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    else:
+        found["memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    world, behavior = agent.world_model, agent.actor_critic
+    obs, reward, first, last = (
+        torch.as_tensor(x, device=device) for x in (batch.obs, batch.reward, batch.is_first, batch.is_terminal)
+    )
+    action = agent.one_hot(batch.action)
+
+    def timed(work: Callable[[], Any]) -> float:
+        with agent.autocast():
+            return median_ms(work, device, max(3, repeats // 2), 1)
+
+    found["encoder"] = timed(lambda: world.encoder(obs))
+    embed = world.encoder(obs).detach()
+    found["observe"] = timed(lambda: world.rssm.observe(embed, action, first))
+    forward = timed(lambda: world.loss(obs, action, reward, first, last))
+    found["decoder and heads"] = forward - found["encoder"] - found["observe"]
+    found["model backward and step"] = (
+        timed(lambda: agent.optimizers["model"].step(world.loss(obs, action, reward, first, last)[0])) - forward
+    )
+    start = tuple(part.flatten(0, 1) for part in world.loss(obs, action, reward, first, last)[2])
+    with torch.no_grad():
+        found["imagine"] = timed(lambda: behavior.imagine(world, start))
+    losses = timed(lambda: behavior.losses(world, start))
+    found["returns, actor and critic"] = losses - found["imagine"]
+
+    def step() -> None:
+        actor, critic, _ = behavior.losses(world, start)
+        agent.optimizers["actor"].step(actor)
+        agent.optimizers["critic"].step(critic)
+
+    found["their backward and step"] = timed(step) - losses
+    for n in (1, 8):
+        policy = agent.policy()
+        seen, fresh = np.zeros((n, 64, 64, 3), np.uint8), np.zeros(n, bool)
+        found[f"act for {n}"] = median_ms(lambda seen=seen, fresh=fresh, policy=policy: policy(seen, fresh), device, 20)
+    return found
+
+
+def measure_game(env_config: Any) -> dict[str, float]:
+    """Decisions a second: the bare emulator, the environment, and a rollout of two beside it on two threads."""
+    env = make_env(replace(env_config, stall_limit=0, time_limit=10**6))
+    repeat, decisions = env.config.action_repeat, 150
+
+    def bare() -> None:
+        for _ in range(decisions * repeat):
+            env._game._env.frame_advance(0)
+
+    def played() -> None:
+        for _ in range(decisions):
+            env.step(0)
+
+    env.reset(seed=0)
+    cpu = torch.device("cpu")
+    found = {
+        name: 1000 * decisions / median_ms(work, cpu, 5, 1) for name, work in (("bare", bare), ("environment", played))
+    }
+    rollout = Rollout([make_env(env_config) for _ in range(2)], RandomPolicy([1] * 7, 0), episode_seeds(0, "bench"))
+
+    def rolled() -> None:
+        taken = 0
+        while taken < decisions:
+            taken += rollout.step()[2]
+
+    found["rollout of 2"] = 1000 * decisions / median_ms(rolled, cpu, 5, 1)
+    rollout.stop()
+    assert env.render().shape == SCREEN
+    return found
+
+
+def measure_sampling() -> dict[str, float]:
+    """Milliseconds for a batch out of 20,000 steps."""
+    replay = Replay(ReplayConfig(10**6, 1024))
+    steps = Steps.empty(1, (64, 64, 3))
+    for _ in range(20_000):
+        replay.add(["bench"], steps)
+    rng, cpu = np.random.default_rng(0), torch.device("cpu")
+    return {f"{b} x {t}": median_ms(lambda b=b, t=t: replay.sample(b, t, rng), cpu, 20) for b, t in ((8, 32), (16, 64))}
+
+
+def _alone(function: Callable[..., Any], *arguments: Any) -> Any:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", default=",".join(SIZES), help="comma-separated; default: %(default)s")
+    parser.add_argument("--precisions", default="float32,bfloat16", help="default: %(default)s")
+    parser.add_argument("--compile", action="store_true", help="measure compiled networks as well")
+    parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
+    options = parser.parse_args()
+    params = load()
+    results: dict[str, Any] = {
+        "machine": provenance.hardware(),
+        "versions": provenance.versions(),
+        "commit": git.state()[0],
+        "threads": torch.get_num_threads(),
+        "update": {},
+    }
+    for size in options.sizes.split(","):
+        for precision in options.precisions.split(","):
+            for compiled in (False, True) if options.compile else (False,):
+                compute = ComputeConfig(params.compute.device, precision, compiled)
+                name = f"{size} {precision}{' compiled' if compiled else ''}"
+                found = _alone(measure_size, size, params.agent, compute, options.repeats)
+                results["update"][name] = found
+                print(f"{name}: update {found['update']:.0f} ms, peak {found['memory_gb']:.2f} GB", flush=True)
+    results["decisions a second"] = _alone(measure_game, params.env)
+    results["sampling, ms"] = _alone(measure_sampling)
+    REPORTS.mkdir(exist_ok=True)
+    (REPORTS / "bench.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(table(results))
+
+
+def table(results: dict[str, Any]) -> str:
+    """All of it for people: rows are parts, columns sizes."""
+    columns = list(results["update"])
+    width = max(map(len, columns)) + 2
+    lines = [f"{'ms (median)':<26}" + "".join(f"{name:>{width}}" for name in columns)]
+    for part in results["update"][columns[0]]:
+        digits = 2 if part == "memory_gb" else 1
+        lines.append(f"{part:<26}" + "".join(f"{results['update'][name][part]:>{width}.{digits}f}" for name in columns))
+    for group in ("decisions a second", "sampling, ms"):
+        lines.append(f"{group}: " + ", ".join(f"{name} {value:.1f}" for name, value in results[group].items()))
+    machine = results["machine"]
+    lines.append(f"{machine['cpu']}, {results['threads']} threads, {machine['gpu'] or 'no GPU'}")
+    return "\n".join(lines)
