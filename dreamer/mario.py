@@ -44,8 +44,8 @@ def rom_sha256() -> str:
 def shrink(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """The maximum of two screens, area-resized: two (240, 256) uint32 of 0x00RRGGBB to (64, 64, 3) uint8 RGB.
 
-    Exact, by integer sums of two channels at a time in the halves of 32-bit words. A pixel of the output covers 4 columns
-    and 3.75 rows of the input: 15 rows become 4, and 3 of the 15 are shared between neighbours in quarters.
+    Exact, by integer sums of two channels at a time in the halves of 32-bit words. A pixel of the output covers 4
+    columns and 3.75 rows of the input: 15 rows become 4, and 3 of the 15 are shared between neighbours in quarters.
     """
     pixels = np.maximum(first.view(np.uint8), second.view(np.uint8)).view(np.uint32).reshape(SCREEN[0], SIZE, 4)
     sums = []  # of 60 quarter pixels each, plus half of that to round
