@@ -1,6 +1,7 @@
 """Every setting of the agent as frozen dataclasses. None has a default: params.yaml holds the numbers."""
 
 import dataclasses
+import math
 import types
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
@@ -66,6 +67,8 @@ def _typed(value: Any, kind: Any, path: str) -> Any:
         return value if value is None else _typed(value, get_args(kind)[0], path)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind is float and number:
+        if not math.isfinite(value):
+            raise ConfigError(f"{path}: expected a finite number, got {value!r}")
         return float(value)
     if type(value) is not kind:
         hint = f" (write {float(value)!r} without quotes)" if kind is float and _is_number(value) else ""
@@ -81,7 +84,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _below(config: Config, minimum: float, *keys: str):
+def below(config: Config, minimum: float, *keys: str):
+    """For `problems`: those of `keys` whose value is less than `minimum`."""
     return (
         (key, f"must be at least {minimum}, is {getattr(config, key)}")
         for key in keys
@@ -89,7 +93,8 @@ def _below(config: Config, minimum: float, *keys: str):
     )
 
 
-def _outside(config: Config, low: float, high: float, *keys: str):
+def outside(config: Config, low: float, high: float, *keys: str):
+    """For `problems`: those of `keys` whose value does not lie in [low, high]."""
     return (
         (key, f"must lie in [{low}, {high}], is {getattr(config, key)}")
         for key in keys
@@ -122,8 +127,8 @@ class EnvConfig(Config):
         world, _, stage = self.level.partition("-")
         if world not in tuple("12345678") or stage not in tuple("1234"):
             yield "level", f'must be "1-1" to "8-4", is {self.level!r}'
-        yield from _below(self, 1, "action_repeat", "time_limit")
-        yield from _below(self, 0, "noop_max", "stall_limit")
+        yield from below(self, 1, "action_repeat", "time_limit")
+        yield from below(self, 0, "noop_max", "stall_limit")
 
 
 @dataclass(frozen=True)
@@ -141,9 +146,9 @@ class ModelConfig(Config):
     unimix_ratio: float  # share of the uniform distribution in latents and policy
 
     def problems(self):
-        yield from _below(self, 1, "deter", "stoch", "hidden", "depth", "units", "layers")
-        yield from _below(self, 2, "classes")
-        yield from _outside(self, 0, 1, "unimix_ratio")
+        yield from below(self, 1, "deter", "stoch", "hidden", "depth", "units", "layers")
+        yield from below(self, 2, "classes")
+        yield from outside(self, 0, 1, "unimix_ratio")
 
 
 @dataclass(frozen=True)
@@ -157,7 +162,7 @@ class LossConfig(Config):
     continue_scale: float
 
     def problems(self):
-        return _below(self, 0, *self.names())
+        return below(self, 0, *self.names())
 
 
 @dataclass(frozen=True)
@@ -177,9 +182,9 @@ class BehaviorConfig(Config):
     slow_target_fraction: float  # how far it moves each time
 
     def problems(self):
-        yield from _below(self, 1, "imag_horizon", "slow_target_update")
-        yield from _below(self, 0, "imag_starts", "entropy")
-        yield from _outside(
+        yield from below(self, 1, "imag_horizon", "slow_target_update")
+        yield from below(self, 0, "imag_starts", "entropy")
+        yield from outside(
             self, 0, 1, "imag_gradient_mix", "discount", "discount_lambda", "return_decay", "slow_target_fraction"
         )
 
@@ -191,7 +196,7 @@ class OptimizerConfig(Config):
     grad_clip: float  # global norm
 
     def problems(self):
-        return _below(self, 0, *self.names())
+        return below(self, 0, *self.names())
 
 
 @dataclass(frozen=True)
@@ -224,7 +229,7 @@ class ReplayConfig(Config):
     chunk_length: int  # transitions of one environment in one file
 
     def problems(self):
-        return _below(self, 1, *self.names())
+        return below(self, 1, *self.names())
 
 
 @dataclass(frozen=True)
@@ -238,6 +243,6 @@ class TrainingConfig(Config):
     train_ratio: float  # replayed time steps per decision
 
     def problems(self):
-        yield from _below(self, 1, "steps", "envs", "batch_size")
-        yield from _below(self, 2, "batch_length")
-        yield from _below(self, 0, "train_ratio")
+        yield from below(self, 1, "steps", "envs", "batch_size")
+        yield from below(self, 2, "batch_length")
+        yield from below(self, 0, "train_ratio")

@@ -18,6 +18,8 @@ from dreamer.config import (
     OptimizersConfig,
     ReplayConfig,
     TrainingConfig,
+    below,
+    outside,
 )
 
 PATH = Path("params.yaml")
@@ -32,8 +34,7 @@ class CollectParams(Config):
     def problems(self):
         if len(self.probabilities) != 7 or min(self.probabilities) < 0 or sum(self.probabilities) <= 0:
             yield "probabilities", "must be seven numbers, none negative, not all zero"
-        if self.steps < 1 or self.envs < 1:
-            yield "steps" if self.steps < 1 else "envs", "must be at least 1"
+        yield from below(self, 1, "steps", "envs")
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,8 @@ class TrainParams(TrainingConfig):
         yield from super().problems()
         if self.checkpoint_minutes <= 0:
             yield "checkpoint_minutes", f"must be positive, is {self.checkpoint_minutes}"
-        for key in ("eval_every", "eval_episodes", "checkpoint_every", "log_every"):
-            if getattr(self, key) < 1:
-                yield key, f"must be at least 1, is {getattr(self, key)}"
+        yield from below(self, 1, "eval_every", "eval_episodes", "checkpoint_every", "log_every")
+        yield from below(self, 0, "eval_seed")
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,8 @@ class EvaluateParams(Config):
     seed: int
 
     def problems(self):
-        for key in ("episodes", "envs"):
-            if getattr(self, key) < 1:
-                yield key, f"must be at least 1, is {getattr(self, key)}"
+        yield from below(self, 1, "episodes", "envs")
+        yield from below(self, 0, "seed")
 
 
 @dataclass(frozen=True)
@@ -75,9 +74,8 @@ class RenderParams(Config):
     context: int
 
     def problems(self):
-        for key in self.names():
-            if getattr(self, key) < 1:
-                yield key, f"must be at least 1, is {getattr(self, key)}"
+        yield from below(self, 1, "episodes", "sequences", "context")
+        yield from outside(self, 1, 50, "fps")  # what players of GIFs keep up with
 
 
 @dataclass(frozen=True)
@@ -103,6 +101,7 @@ class Params(Config):
         return AgentConfig(self.model, self.losses, self.behavior, self.optimizers)
 
     def problems(self):
+        yield from below(self, 0, "seed")
         if self.train.steps < self.collect.steps:
             yield "train.steps", f"must be at least collect.steps ({self.collect.steps}), is {self.train.steps}"
         elif self.collect.steps // self.env.action_repeat // self.collect.envs < self.train.batch_length:
@@ -133,6 +132,7 @@ def load(path: Path = PATH, profile: str | None = None) -> Params:
     profile = values["profile"] = profile or values.get("profile")
     if not isinstance(profile, str) or profile not in profiles:
         raise ConfigError(f"profile: unknown profile {profile!r}; known: {', '.join(map(str, profiles))}")
+    Params.from_dict(values)  # the defaults, too, where the profile hides a mistake in them
     return Params.from_dict(_overlay(values, profiles[profile] or {}, f"profiles.{profile}"))
 
 

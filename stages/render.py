@@ -13,7 +13,6 @@ import torch
 from tqdm import tqdm
 
 from dreamer.checkpoint import load_agent
-from dreamer.config import ConfigError
 from dreamer.mario import ACTIONS, make_env
 from dreamer.replay import Replay
 from dreamer.rollout import RecordedPolicy, Steps, play_episodes
@@ -88,8 +87,6 @@ def imagine(path: Path, params: Params, replay: Replay, bar: tqdm) -> int:
 def render_all(params: Params) -> None:
     """Writes the films of the best episodes and the open-loop prediction, and their index."""
     render = params.render
-    if render.fps > gif.MAX_FPS:
-        raise ConfigError(f"render.fps: a GIF shows at most {gif.MAX_FPS} frames a second, is {render.fps}")
     rows, recorded = read_episodes(EPISODES), json.loads(RECORDING.read_text())
     chosen = [row for mode in ("sampled", "greedy") for row in best(rows, mode, render.episodes)]
     replay = Replay(params.replay)
