@@ -56,7 +56,7 @@ class TwoHot:
         position = (symlog(x.to(self.logits.dtype)).clamp(-LIMIT, LIMIT) + LIMIT) * ((BUCKETS - 1) / (2 * LIMIT))
         below = position.floor().clamp(max=BUCKETS - 2)
         weight_above = position - below
-        index = below.long().unsqueeze(-1)
+        index = below.nan_to_num(0.0).long().unsqueeze(-1)  # NaN stays in the weight, and no index goes astray
         low, high = (self._log_probs.gather(-1, near).squeeze(-1) for near in (index, index + 1))
         return torch.lerp(low, high, weight_above)
 

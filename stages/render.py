@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from dreamer.checkpoint import load_agent
 from dreamer.mario import ACTIONS, make_env
-from dreamer.replay import Replay
+from dreamer.replay import Replay, digest
 from dreamer.rollout import RecordedPolicy, Steps, play_episodes
 from stages import gif, open_loop, tracking
 from stages.params import Params, load
@@ -113,6 +113,6 @@ def render_all(params: Params) -> None:
 
 def main() -> None:
     params = load()
-    with tracking.run("render", params) as run:
+    with tracking.run("render", params, {"data_sha256": digest(SEED_DATA)}) as run:
         render_all(params)
         run.artifact(GIFS, "gifs")

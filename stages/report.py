@@ -186,6 +186,7 @@ def write() -> None:
 
 
 def main() -> None:
-    with tracking.run("report", load()) as run:
+    data = read_json(PROVENANCE)["data_sha256"]
+    with tracking.run("report", load(), {"data_sha256": data}) as run:
         write()
         run.artifact(PAGE, "report")

@@ -109,6 +109,9 @@ class TestTwoHot:
         for target, index in ((1e12, 254), (-1e12, 0)):
             assert_equal(TwoHot(logits).log_prob(double(target)), logits.log_softmax(-1)[index])
 
+    def test_nan_goes_through(self):
+        assert TwoHot(torch.zeros(2, 255)).log_prob(torch.tensor([float("nan"), 1.0])).isnan().tolist() == [True, False]
+
     def test_zero_logits_mean_zero_in_float32(self):
         assert abs(TwoHot(torch.zeros(3, 255)).mean()).max() < 1e-5
 

@@ -214,6 +214,20 @@ def test_a_damaged_chunk(tree, damage):
     fails(tree, "train", str(path.relative_to(tree)), "truncated or edited", "dvc checkout")
 
 
+def test_divergence_is_told_and_leaves_the_checkpoint_before(tree):
+    process = begin(tree)
+    process.kill()
+    process.communicate()
+    (latest,) = tree.glob(".mario/progress/train-*/latest.pt")
+    state = torch.load(latest, weights_only=True)
+    for weight in state["weights"].values():
+        weight *= float("nan")
+    torch.save(state, latest)
+    broken = latest.read_bytes()
+    fails(tree, "train", "is not finite at", "lower optimizers")
+    assert latest.read_bytes() == broken
+
+
 def test_a_checkpoint_of_another_architecture(straight, tmp_path):
     tree = Path(shutil.copytree(straight, tmp_path / "tree"))
     params = tree / "params.yaml"
