@@ -1,10 +1,9 @@
 """Where the tracking store is, and how to say in one line what is wrong with it."""
 
 import os
-from pathlib import Path
 from urllib.parse import urlsplit
 
-ROOT = Path(__file__).resolve().parents[1]
+from stages import paths
 
 
 class TrackingError(RuntimeError):
@@ -20,7 +19,7 @@ def tracking_uri() -> str:
     uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip() or "sqlite:///mlflow.db"
     scheme, _, rest = uri.partition("://")
     if scheme == "sqlite" and rest.startswith("/") and rest != "/":
-        return f"sqlite:///{ROOT / rest[1:]}"
+        return f"sqlite:///{paths.ROOT / rest[1:]}"
     if scheme.partition("+")[0] not in ("http", "https", "postgresql", "mysql", "mssql") or not rest.strip("/"):
         raise TrackingError(
             f"MLFLOW_TRACKING_URI={without_password(uri)}: no address of a tracking store; "

@@ -1,9 +1,8 @@
 """The state of the code, as git knows it."""
 
 import subprocess
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from stages import paths
 
 
 def state() -> tuple[str | None, bool | None]:
@@ -11,7 +10,7 @@ def state() -> tuple[str | None, bool | None]:
 
     Both None outside git's reach: an exported tree, or no git on this machine.
     """
-    if not (ROOT / ".git").exists():
+    if not (paths.ROOT / ".git").exists():
         return None, None
     try:
         commit = _git("rev-parse", "HEAD")
@@ -21,5 +20,5 @@ def state() -> tuple[str | None, bool | None]:
 
 
 def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(ROOT), *arguments]
+    command = ["git", "-C", str(paths.ROOT), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]  # for what is written wherever the working directory is
+
 SEED_DATA = Path("data/seed")
 REPLAY = Path("data/replay")
 

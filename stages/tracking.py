@@ -15,25 +15,23 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stages import claims, git, outbox
-from stages.address import ROOT, TrackingError, explained, first_line, tracking_uri, without_password
-from stages.events import Events, NoEvents, open_events
+from stages import claims, git, outbox, paths
+from stages.address import TrackingError, explained, first_line, tracking_uri, without_password
+from stages.events import open_events
 from stages.outbox import Outbox, Record, Refused, notice
 from stages.params import Params
+from stages.record import ALIAS, MODEL, Run, StoredRun, claim_files, flat, milliseconds, outgoing_files, unsent_files
 
 EXPERIMENT = "mario-dreamer"
-MODEL = "mario-dreamer"
-ALIAS = "challenger"
 PIPELINE_KEY = "MARIO_PIPELINE_KEY"
 SYSTEM_EVERY = 10.0  # seconds between two samples of the machine's load
-PATIENCE = 30.0  # seconds that the end of a stage waits for a store that is away
 REQUIREMENTS = ("mlflow", "torch", "numpy", "gymnasium", "gym-super-mario-bros", "nes-py", "pyyaml")  # of the model
 PARENT, NAME = "mlflow.parentRunId", "mlflow.runName"
 FINAL = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE")  # trying again is no use
@@ -69,120 +67,6 @@ def _status(error: BaseException) -> str:
     return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
 
 
-class Run:
-    """A stage's record. `run_id`, `parent_run_id` and `uri`, the store's address, are None without MLflow."""
-
-    run_id: str | None = None
-    parent_run_id: str | None = None
-    uri: str | None = None
-
-    def __init__(self, tags: dict[str, str], events: Events | NoEvents):
-        self._tags, self._events = tags, events
-
-    def metrics(self, values: dict[str, float], frames: int) -> None:
-        """Scalars at `frames` emulator frames. Queued: takes microseconds, and never raises for the store's sake."""
-        values = {name: float(value) for name, value in values.items()}
-        self._events.scalars(values, frames)
-
-    def headline(self, values: dict[str, float], frames: int) -> None:
-        """`metrics` which the pipeline's run shows, too."""
-        self.metrics(values, frames)
-
-    def video(self, name: str, images: Iterable[np.ndarray], frames: int, fps: int) -> None:
-        """An animation of (H, W, 3) uint8 images as `videos/<name>/<frames>.gif`, and under Images in TensorBoard."""
-        from stages import gif
-
-        encoded = gif.encode(images, fps)
-        self._events.animation(name, encoded, frames)
-        self._keep_video(f"videos/{name}", f"{frames:09d}.gif", encoded)
-
-    def _keep_video(self, folder: str, file: str, encoded: bytes) -> None:
-        pass
-
-    def artifact(self, path: Path, folder: str) -> None:
-        """Copies a file, or what is in a directory, to `folder` of the run's artifacts; before the stage ends."""
-
-    def tags(self, tags: dict[str, str]) -> None:
-        """Adds tags to this run and the pipeline's."""
-        self._tags.update(tags)
-
-    def log_model(
-        self, checkpoint: Path, params: Params, evaluation: dict[str, Any], tags: dict[str, str] | None = None
-    ) -> dict[str, str]:
-        """Registers a checkpoint, with all it needs to be played, as the newest version and challenger.
-
-        Returns:
-            name, version, alias, run_id, tracking_uri; nothing without MLflow
-
-        Raises:
-            TrackingError: the store does not take it
-        """
-        return {}
-
-    def close(self, status: str) -> None:
-        self._events.close()
-
-
-class StoredRun(Run):
-    """A run in an MLflow store."""
-
-    def __init__(
-        self, store: "Store", run_id: str, parent_run_id: str, tags: dict[str, str], events: Events | NoEvents
-    ):
-        super().__init__(tags, events)
-        self.run_id, self.parent_run_id, self.uri = run_id, parent_run_id, store.name
-        self._store = store
-        claimed = {"run_id": run_id, "parent_run_id": parent_run_id, "tracking_uri": store.name}
-        self._claim = claims.Claim(_claims(), run_id, claimed)
-        self._outbox = Outbox(store.send, store.name)
-        self._load = _Load(self._outbox, store, run_id)
-
-    def metrics(self, values: dict[str, float], frames: int) -> None:
-        super().metrics(values, frames)
-        now = _milliseconds()
-        self._outbox.put(
-            *[Record(self.run_id, "metric", name, float(value), now, frames) for name, value in values.items()]
-        )
-
-    def headline(self, values: dict[str, float], frames: int) -> None:
-        super().headline(values, frames)
-        now = _milliseconds()
-        records = [
-            Record(self.parent_run_id, "metric", name, float(value), now, frames) for name, value in values.items()
-        ]
-        self._outbox.put(*records)
-
-    def _keep_video(self, folder: str, file: str, encoded: bytes) -> None:
-        path = _outgoing() / self.run_id / folder / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encoded)
-        self._outbox.put(Record(self.run_id, "artifact", str(path), folder))
-
-    def artifact(self, path: Path, folder: str) -> None:
-        self._outbox.put(Record(self.run_id, "artifact", str(path.resolve()), folder))
-
-    def tags(self, tags: dict[str, str]) -> None:
-        super().tags(tags)
-        for run_id in (self.run_id, self.parent_run_id):
-            self._outbox.put(*[Record(run_id, "tag", key, str(value)) for key, value in tags.items()])
-
-    def log_model(
-        self, checkpoint: Path, params: Params, evaluation: dict[str, Any], tags: dict[str, str] | None = None
-    ) -> dict[str, str]:
-        tags = self._tags | {"profile": params.profile, "run_id": self.run_id} | (tags or {})
-        version = self._store.register(self.run_id, checkpoint, tags | _flat(evaluation))
-        return {"name": MODEL, "version": version, "alias": ALIAS, "run_id": self.run_id, "tracking_uri": self.uri}
-
-    def close(self, status: str) -> None:
-        super().close(status)
-        self._load.close()
-        self._outbox.put(*[Record(run_id, "status", "", status) for run_id in (self.run_id, self.parent_run_id)])
-        if unsent := self._outbox.close(PATIENCE if status != "KILLED" else PATIENCE / 6):
-            path = outbox.keep(_unsent(), self.uri, unsent)
-            notice(f"{self.uri} is still away; {len(unsent)} records wait in {path} for the next stage that reaches it")
-        self._claim.release()
-
-
 class _Load:
     """Samples the machine's load into a run, as MLflow's own monitor does, but through the outbox."""
 
@@ -205,7 +89,7 @@ class _Load:
 
     def _sample(self) -> None:
         self._monitor.collect_metrics()
-        values, now = self._monitor.aggregate_metrics(), _milliseconds()
+        values, now = self._monitor.aggregate_metrics(), milliseconds()
         for monitor in self._monitor.monitors:
             monitor.clear_metrics()
         records = [
@@ -243,13 +127,16 @@ class Store:
 
     def _new_experiment(self):
         # A server knows where its artifacts go; beside a database file they go into the repository, wherever we run.
-        location = (ROOT / "mlartifacts").as_uri() if self.uri.startswith("sqlite:") else None
+        location = (paths.ROOT / "mlartifacts").as_uri() if self.uri.startswith("sqlite:") else None
         try:
             self.client.create_experiment(EXPERIMENT, artifact_location=location)
         except self._error as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another stage was faster
                 raise
         return self.client.get_experiment_by_name(EXPERIMENT)
+
+    def watch_load(self, box: Outbox, run_id: str) -> "_Load":
+        return _Load(box, self, run_id)
 
     def find(self, run_id: str | None):
         """The run, or None if it is not there, or deleted."""
@@ -267,14 +154,14 @@ class Store:
         """The id of a new run."""
         tags = tags | ({PARENT: parent} if parent else {})
         run_id = self.client.create_run(self.experiment_id, tags=tags, run_name=name).info.run_id
-        self._log_params(run_id, _flat(params.to_dict()))
+        self._log_params(run_id, flat(params.to_dict()))
         return run_id
 
     def reopen(self, run, tags: dict[str, str], params: Params) -> None:
         """Lets a run go on. Parameters of MLflow cannot change: where they differ from those of old, a tag says so."""
         from mlflow.entities import RunTag
 
-        now, old = _flat(params.to_dict()), run.data.params
+        now, old = flat(params.to_dict()), run.data.params
         if changed := [f"{key}: {old[key]} -> {value}" for key, value in now.items() if old.get(key, value) != value]:
             tags = tags | {"params_changed": "; ".join(changed)[:5000]}
         self._log_params(run.info.run_id, {key: value for key, value in now.items() if key not in old})
@@ -314,12 +201,12 @@ class Store:
             self.client.log_artifact(run_id, str(path), folder)
         else:
             raise Refused(f"artifact {path}: no such file")
-        if path.is_relative_to(_outgoing()):
+        if path.is_relative_to(outgoing_files()):
             path.unlink()
 
     def deliver_unsent(self) -> None:
         """Sends what earlier stages could not."""
-        for path, records in outbox.kept(_unsent(), self.name):
+        for path, records in outbox.kept(unsent_files(), self.name):
             box = Outbox(self.send, self.name)
             box.put(*records)
             if not box.close(0.0):
@@ -327,7 +214,7 @@ class Store:
 
     def end_the_dead(self) -> None:
         """Marks runs as killed whose stage ended without a chance to do so."""
-        for dead in claims.abandoned(_claims(), self.name):
+        for dead in claims.abandoned(claim_files(), self.name):
             for run_id in (dead["run_id"], dead["parent_run_id"]):
                 run = self.find(run_id)
                 if run is not None and run.info.status == "RUNNING":
@@ -380,8 +267,8 @@ class Store:
                     flavor=mlflow.pyfunc,
                     name="agent",
                     run_id=run_id,
-                    python_model=str(ROOT / "stages" / "player.py"),
-                    code_paths=[str(ROOT / "dreamer"), str(ROOT / "stages")],
+                    python_model=str(paths.ROOT / "stages" / "player.py"),
+                    code_paths=[str(paths.ROOT / "dreamer"), str(paths.ROOT / "stages")],
                     artifacts={"checkpoint": str(checkpoint.resolve())},
                     pip_requirements=requirements,
                     signature=signature,
@@ -402,7 +289,7 @@ class Store:
 
 def _open(stage: str, params: Params, tags: dict[str, str], resume: str | None) -> Run:
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{params.profile}"
-    events = ROOT / ".mario" / "tensorboard" / stage
+    events = paths.ROOT / ".mario" / "tensorboard" / stage
     uri = tracking_uri()
     if _mlflow() is None:
         notice("MLflow is not installed, no runs are recorded (pip install mlflow)")
@@ -430,7 +317,7 @@ def _open(stage: str, params: Params, tags: dict[str, str], resume: str | None) 
 
 def _parent(store: Store, params: Params, tags: dict[str, str], old) -> str:
     """The run of this pipeline: that of the run which goes on, that which another stage began, or a new one."""
-    path, key = ROOT / ".mario" / "pipeline_run.json", os.environ.get(PIPELINE_KEY)
+    path, key = paths.ROOT / ".mario" / "pipeline_run.json", os.environ.get(PIPELINE_KEY)
     tags = {name: value for name, value in tags.items() if name != "dvc.stage"}
     parent = store.find(old.data.tags.get(PARENT)) if old is not None else None
     if parent is None and key and path.exists():
@@ -478,7 +365,7 @@ def fetch_checkpoint(which: str) -> Path:
     store = Store(tracking_uri())
     try:
         version = store.registered(which)
-        kept = ROOT / ".mario" / "models" / version.source.rpartition("/")[2]
+        kept = paths.ROOT / ".mario" / "models" / version.source.rpartition("/")[2]
         if not kept.exists():
             mlflow.set_tracking_uri(store.uri)
             mlflow.set_registry_uri(store.uri)
@@ -520,18 +407,6 @@ def _mlflow():
     return mlflow
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested values by dotted names, as text."""
-    flat = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)}
-    return flat
-
-
-def _milliseconds() -> int:
-    return int(time.time() * 1000)
-
-
 @contextmanager
 def _environment(**values: str) -> Iterator[None]:
     before = {key: os.environ.get(key, "") for key in values}
@@ -540,18 +415,6 @@ def _environment(**values: str) -> Iterator[None]:
         yield
     finally:
         os.environ.update(before)
-
-
-def _outgoing() -> Path:
-    return ROOT / ".mario" / "outgoing"
-
-
-def _unsent() -> Path:
-    return ROOT / ".mario" / "unsent"
-
-
-def _claims() -> Path:
-    return ROOT / ".mario" / "running"
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

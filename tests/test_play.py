@@ -13,7 +13,7 @@ from PIL import Image
 
 from dreamer import checkpoint
 from stages import __main__ as entrance
-from stages import params, tracking
+from stages import params, paths, tracking
 from stages.interval import bootstrap_mean, wilson
 
 
@@ -33,7 +33,7 @@ def root(tmp_path_factory):
 def play(root, monkeypatch, capsys):
     """Runs `python -m stages play ARGUMENTS` in this process; gives what it prints."""
     monkeypatch.chdir(root)
-    monkeypatch.setattr(tracking, "ROOT", root)
+    monkeypatch.setattr(paths, "ROOT", root)
 
     def played(*arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["stages", "play", *arguments])

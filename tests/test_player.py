@@ -13,7 +13,7 @@ from dreamer import checkpoint
 from dreamer.agent import Agent
 from dreamer.config import EnvConfig
 from dreamer.mario import ACTIONS, make_env
-from stages import params, tracking
+from stages import params, paths, tracking
 
 ROOT = Path(__file__).parents[1]
 PARAMS = params.load(ROOT / "params.yaml")
@@ -36,7 +36,7 @@ def registered(tmp_path_factory):
     uri, told, path = f"sqlite:///{folder}/mlflow.db", [], folder / "best.pt"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", uri)
-        patch.setattr(tracking, "ROOT", folder)
+        patch.setattr(paths, "ROOT", folder)
         for room in ("dreamer", "stages"):
             shutil.copytree(ROOT / room, folder / room)
         for seed in range(2):

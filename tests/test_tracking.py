@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages import address, gif, git, outbox, params, tracking
+from stages import gif, git, outbox, params, paths, record, tracking
 from stages.tracking import TrackingError
 
 ROOT = Path(__file__).parents[1]
@@ -36,8 +36,7 @@ def tree(tmp_path, monkeypatch) -> Path:
     root.mkdir()
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    for module in (tracking, address, git):
-        monkeypatch.setattr(module, "ROOT", root)
+    monkeypatch.setattr(paths, "ROOT", root)
     monkeypatch.setattr(outbox, "SEND_EVERY", 0.1)
     return root
 
@@ -327,7 +326,7 @@ def test_a_server_that_goes_away_loses_nothing(tree, server, monkeypatch, capfd)
 
 def test_what_a_stage_could_not_send_is_sent_by_the_next(tree, server, monkeypatch, capfd):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-    monkeypatch.setattr(tracking, "PATIENCE", 1.0)
+    monkeypatch.setattr(record, "PATIENCE", 1.0)
     client = mlflow.MlflowClient(server.uri)
     with tracking.run("train", PARAMS) as run:
         server.send(signal.SIGSTOP)  # it takes requests and never answers
@@ -346,8 +345,8 @@ def test_what_a_stage_could_not_send_is_sent_by_the_next(tree, server, monkeypat
 
 def test_a_stage_that_was_killed_at_once_is_marked_by_the_next(client, tree):
     code = (
-        "import signal, sys\nfrom pathlib import Path\nfrom stages import params, tracking\n"
-        "tracking.ROOT = Path(sys.argv[1])\n"
+        "import signal, sys\nfrom pathlib import Path\nfrom stages import params, paths, tracking\n"
+        "paths.ROOT = Path(sys.argv[1])\n"
         "with tracking.run('train', params.load()) as run:\n    print(run.run_id, flush=True)\n    signal.pause()\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tree)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
