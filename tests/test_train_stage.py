@@ -29,7 +29,8 @@ PROFILE = """
       steps: 3000
       batch_size: 2
       batch_length: 8
-      train_ratio: 8
+      train_ratio: 2
+      video_pred_log: false
       eval_every: 1200
       eval_episodes: 2
       checkpoint_every: 200
@@ -116,7 +117,7 @@ def test_what_training_leaves(straight):
     assert [int(row["frames"]) for row in losses] == list(range(600, 3001, 100))
     assert all(float(row["model_loss"]) > 0 for row in losses[1:])
     summary = json.loads((straight / "reports/training/summary.json").read_text())
-    assert summary["updates"] == (750 - 128) * 8 // 16
+    assert summary["updates"] == (750 - 128) * 2 // 16
     provenance = json.loads((straight / "checkpoints/provenance.json").read_text())
     assert provenance["resumed"] == 0 and provenance["params"]["model"]["deter"] == 16
     kept = sum(int(path.name.split("-")[2]) for path in straight.glob("data/replay/*.npz"))
