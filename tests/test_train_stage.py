@@ -64,7 +64,8 @@ def train(tree: Path) -> subprocess.CompletedProcess[str]:
 
 
 def begin(tree: Path) -> subprocess.Popen:
-    """A train process that has written a checkpoint and works on."""
+    """A train process that has written a checkpoint of its own and works on."""
+    begun = time.time()
     process = subprocess.Popen(
         [sys.executable, "-m", "stages", "train"],
         cwd=tree,
@@ -73,10 +74,9 @@ def begin(tree: Path) -> subprocess.Popen:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    deadline = time.monotonic() + 240
-    while not list(tree.glob(".mario/progress/train-*/latest.pt")):
+    while not any(path.stat().st_mtime > begun for path in tree.glob(".mario/progress/train-*/latest.pt")):
         assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
+        assert time.time() < begun + 240
         time.sleep(0.02)
     time.sleep(0.5)
     assert process.poll() is None, "training ended before it could be interrupted"
