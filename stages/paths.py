@@ -9,7 +9,6 @@ REPLAY = Path("data/replay")
 
 CHECKPOINTS = Path("checkpoints")
 BEST = CHECKPOINTS / "best.pt"
-LATEST = CHECKPOINTS / "latest.pt"
 PROVENANCE = CHECKPOINTS / "provenance.json"
 
 REPORTS = Path("reports")

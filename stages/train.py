@@ -6,7 +6,6 @@ Interrupted at any moment, it goes on from its last checkpoint when it is run ag
 import itertools
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -185,7 +184,7 @@ class Session:
         better = self.best["return"] is None or row["eval_return"] > self.best["return"]
         if better:
             self.best = {"return": row["eval_return"], "frames": self.frames}
-            self._save_weights(self.work.path / "best.pt")
+            checkpoint.save(self.work.path / "best.pt", self._weights())
         self.evaluations.append({**self.clock(), **row, "best": int(better)})
         self.run.metrics(row, self.frames)
         self.done["eval"] = self.frames
@@ -202,9 +201,6 @@ class Session:
     def _weights(self) -> dict[str, Any]:
         score = self.best["return"] if self.best["frames"] == self.frames else None
         return {**checkpoint.agent_state(self.agent), "frames": self.frames, "score": score}
-
-    def _save_weights(self, path: Path) -> None:
-        checkpoint.save(path, self._weights())
 
     def save(self) -> None:
         """Everything that the next round depends on. Files that only the checkpoint before needed go last.
