@@ -7,43 +7,43 @@ from torch import Tensor, nn
 
 from dreamer.config import BehaviorConfig, ModelConfig
 from dreamer.distributions import BUCKETS, OneHot, TwoHot
-from dreamer.networks import MLP
+from dreamer.networks import MLP, Sizes, State
 from dreamer.returns import ReturnNormalizer, discount_weights, lambda_return
-from dreamer.rssm import State
 from dreamer.world_model import WorldModel
 
 
 class ActorCritic(nn.Module):
-    """Policy, value and the value's slow copy, on features [z; h]. H horizon, N starts, A actions, F features."""
+    """Policy, value and the value's slow copy, of states [z; h]. H horizon, N starts, A actions."""
 
-    def __init__(self, model: ModelConfig, config: BehaviorConfig, features: int, actions: int):
+    def __init__(self, model: ModelConfig, config: BehaviorConfig, sizes: Sizes, actions: int):
         super().__init__()
         self.config, self.unimix = config, model.unimix_ratio
-        self.actor = MLP(features, model.units, model.layers, actions, outscale=1.0)
-        self.critic = MLP(features, model.units, model.layers, BUCKETS, outscale=0.0)
+        self.actor = MLP(sizes, model.units, model.layers, actions, outscale=1.0)
+        self.critic = MLP(sizes, model.units, model.layers, BUCKETS, outscale=0.0)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.normalizer = ReturnNormalizer(config.return_decay)
 
-    def policy(self, feat: Tensor) -> OneHot:
-        return OneHot(self.actor(feat), self.unimix)
+    def policy(self, state: State) -> OneHot:
+        return OneHot(self.actor(state), self.unimix)
 
-    def imagine(self, world_model: WorldModel, start: State) -> tuple[Tensor, Tensor]:
+    def imagine(self, world_model: WorldModel, start: State) -> tuple[State, Tensor]:
         """Follows the policy inside the world model.
 
         Args:
-            start: stoch (N, S*K) and deter (N, D)
+            start: N states
 
         Returns:
-            features of s_0 to s_H, (H + 1, N, F), and actions a_0 to a_{H-1}, (H, N, A)
+            states s_0 to s_H, (H + 1, N, ...), and actions a_0 to a_{H-1}, (H, N, A)
         """
-        state, feats, actions = start, [torch.cat(start, -1)], []
+        states, actions = [start], []
         for _ in range(self.config.imag_horizon):
             # The policy is a function of the state's value, not of how it came about.
-            action = self.policy(feats[-1].detach()).sample()
-            state = world_model.rssm.img_step(state, action)
-            feats.append(torch.cat(state, -1))
+            action = self.policy(states[-1].detach()).sample()
+            states.append(world_model.rssm.img_step(states[-1], action))
             actions.append(action)
-        return torch.stack(feats), torch.stack(actions)
+        index, deter, probs = zip(*states, strict=True)
+        straight = None if probs[-1] is None else torch.stack([torch.zeros_like(probs[-1]), *probs[1:]])
+        return State(torch.stack(index), torch.stack(deter), straight), torch.stack(actions)
 
     def losses(self, world_model: WorldModel, start: State) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Actor loss, critic loss and metrics. Gradients are meant for the actor and the critic respectively, alone.
@@ -53,17 +53,17 @@ class ActorCritic(nn.Module):
         """
         constant = self.config.imag_gradient == "reinforce"
         with torch.set_grad_enabled(not constant):
-            feat, action = self.imagine(world_model, start)
-            reward = world_model.reward(feat[1:]).mean()
-            discount = self.config.discount * torch.sigmoid(world_model.continue_logit(feat))
-        states = feat[:-1].detach()
+            trajectory, action = self.imagine(world_model, start)
+            reward = world_model.reward(trajectory.map(lambda part: part[1:])).mean()
+            discount = self.config.discount * torch.sigmoid(world_model.continue_logit(trajectory))
+        states = trajectory.map(lambda part: part[:-1]).detach()
         prediction = TwoHot(self.critic(states))
         if constant:
             value = prediction.mean().detach()
             with torch.no_grad():
-                bootstrap = TwoHot(self.critic(feat[-1])).mean()
+                bootstrap = TwoHot(self.critic(trajectory.map(lambda part: part[-1]))).mean()
         else:
-            *value, bootstrap = TwoHot(self.critic(feat)).mean().unbind()
+            *value, bootstrap = TwoHot(self.critic(trajectory)).mean().unbind()
             value = torch.stack(value)
         returns = lambda_return(reward, value, discount[1:], bootstrap, self.config.discount_lambda)
         weights = discount_weights(discount.detach())[:-1]  # (H, N)
@@ -79,13 +79,13 @@ class ActorCritic(nn.Module):
         return actor_loss, critic_loss, metrics
 
     def _actor_loss(
-        self, feat: Tensor, action: Tensor, returns: Tensor, value: Tensor, weights: Tensor
+        self, states: State, action: Tensor, returns: Tensor, value: Tensor, weights: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Section 3.2.2. All three estimators see the same advantage, in units of max(1, S), so that the entropy's
         weight means the same for each."""
         _, scale = self.normalizer(returns)
         advantage = (returns - value) / scale
-        policy = self.policy(feat)
+        policy = self.policy(states)
         reinforce = advantage.detach() * policy.log_prob(action.detach())
         mix = {"reinforce": 0.0, "dynamics": 1.0, "both": self.config.imag_gradient_mix}[self.config.imag_gradient]
         objective = mix * advantage + (1 - mix) * reinforce
@@ -99,12 +99,12 @@ class ActorCritic(nn.Module):
         }
         return loss, metrics
 
-    def _critic_loss(self, feat: Tensor, prediction: TwoHot, returns: Tensor, weights: Tensor) -> Tensor:
+    def _critic_loss(self, states: State, prediction: TwoHot, returns: Tensor, weights: Tensor) -> Tensor:
         """Section 3.2.3: the critic's prediction towards the λ-returns, and towards its own slow copy."""
         loss = -prediction.log_prob(returns)
         if self.config.slow_target:
             with torch.no_grad():
-                slow = TwoHot(self.slow_critic(feat)).mean()
+                slow = TwoHot(self.slow_critic(states)).mean()
             loss = loss - prediction.log_prob(slow)
         return (weights * loss).mean()
 

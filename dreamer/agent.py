@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from dreamer.actor_critic import ActorCritic
 from dreamer.config import AgentConfig, ComputeConfig, ConfigError, OptimizerConfig
+from dreamer.networks import State, centered
 from dreamer.replay import Batch
-from dreamer.rssm import State
 from dreamer.world_model import WorldModel
 
 
@@ -39,7 +39,7 @@ class Agent(nn.Module):
         self.config, self.compute, self.actions = config, compute, actions
         self.device = pick_device(compute.device)
         self.world_model = WorldModel(config.model, config.losses, actions)
-        self.actor_critic = ActorCritic(config.model, config.behavior, self.world_model.features, actions)
+        self.actor_critic = ActorCritic(config.model, config.behavior, self.world_model.sizes, actions)
         self.to(self.device)
         self.updates = 0
         self.optimizers = {
@@ -47,14 +47,6 @@ class Agent(nn.Module):
             "actor": _Optimizer(self.actor_critic.actor, config.optimizers.actor),
             "critic": _Optimizer(self.actor_critic.critic, config.optimizers.critic),
         }
-        if compute.compile:
-            for owner, name in (
-                (self.world_model.rssm, "obs_step"),
-                (self.world_model.rssm, "img_step"),
-                (self.world_model, "encoder"),
-                (self.world_model, "decoder"),
-            ):
-                _compile(owner, name)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.compute.precision == "bfloat16")
@@ -64,18 +56,30 @@ class Agent(nn.Module):
         index = torch.as_tensor(action, device=self.device) + 1
         return F.one_hot(index, self.actions + 1)[..., 1:].float()
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
-        """One gradient step of world model, actor and critic each (section 4). Scalars on the device, no sync."""
+    def update(self, batch: Batch) -> tuple[dict[str, Tensor], State]:
+        """One gradient step of world model, actor and critic each (section 4). No sync with the device.
+
+        Returns:
+            metrics, scalars on the device; and the posterior states: classes (B, T, S) int64 and h (B, T, D)
+        """
         obs, reward, is_first, is_terminal = (
             torch.as_tensor(x, device=self.device) for x in (batch.obs, batch.reward, batch.is_first, batch.is_terminal)
         )
+        context = None
+        if batch.context is not None:
+            stoch, deter, known = (
+                torch.as_tensor(x, device=self.device)
+                for x in (batch.context.stoch, batch.context.deter, batch.context.known)
+            )
+            context = State(stoch.long(), deter)
+            is_first = torch.cat([is_first[:, :1] | ~known[:, None], is_first[:, 1:]], 1)
         with self.autocast():
-            loss, metrics, (stoch, deter) = self.world_model.loss(
-                obs, self.one_hot(batch.action), reward, is_first, is_terminal
+            loss, metrics, states = self.world_model.loss(
+                obs, self.one_hot(batch.action), reward, is_first, is_terminal, context
             )
         metrics["model_grad_norm"] = self.optimizers["model"].step(loss)
         starts = slice(None, self.config.behavior.imag_starts or None)
-        start = (stoch[:, starts].flatten(0, 1), deter[:, starts].flatten(0, 1))
+        start = states.map(lambda part: part[:, starts].flatten(0, 1))
         with self.autocast():
             actor_loss, critic_loss, behavior_metrics = self.actor_critic.losses(self.world_model, start)
         metrics.update(behavior_metrics)
@@ -83,7 +87,7 @@ class Agent(nn.Module):
         metrics["critic_grad_norm"] = self.optimizers["critic"].step(critic_loss)
         self.updates += 1
         self.actor_critic.update_slow_critic(self.updates)
-        return metrics
+        return metrics, states
 
     def policy(self, greedy: bool = False) -> "AgentPolicy":
         """A policy with a memory of its own. Greedy takes the modes of latent and action, else both are sampled."""
@@ -115,14 +119,6 @@ class Agent(nn.Module):
         self.updates = state["updates"]
 
 
-def _compile(owner: nn.Module, name: str) -> None:
-    part = getattr(owner, name)
-    if isinstance(part, nn.Module):
-        part.compile()
-    else:
-        setattr(owner, name, torch.compile(part))
-
-
 class _Optimizer:
     """Adam on one network, with its gradient clipped by global norm (section 5.8)."""
 
@@ -145,31 +141,36 @@ class AgentPolicy:
 
     def __init__(self, agent: Agent, greedy: bool):
         self.agent, self.greedy = agent, greedy
-        self.state: State | None = None  # (N, S*K), (N, D)
+        self.state: State | None = None  # of N environments
         self.action: Tensor | None = None  # (N, A): the last decision
 
     @torch.no_grad()
     def __call__(self, obs: np.ndarray, is_first: np.ndarray) -> np.ndarray:
         agent, n = self.agent, len(obs)
-        rssm = agent.world_model.rssm
-        if self.state is None or len(self.action) != n:
-            self.state = tuple(part.clone() for part in rssm.initial(n))
+        if self.state is not None and len(self.action) != n:
+            self.state = None
+        if self.state is None:
             self.action = torch.zeros(n, agent.actions, device=agent.device)
         with agent.autocast():
-            embedded = rssm.post_embed(agent.world_model.encoder(torch.as_tensor(obs, device=agent.device)))
+            embed = agent.world_model.encoder(centered(torch.as_tensor(obs, device=agent.device)))
             first = torch.as_tensor(is_first, device=agent.device)
-            self.state, logits = rssm.obs_step(self.state, self.action, embedded, first, rssm.initial(n))
-            if self.greedy:
-                index = logits.float().argmax(-1)
-                self.state = (F.one_hot(index, rssm.groups[1]).flatten(-2).float(), self.state[1])
-            policy = agent.actor_critic.policy(torch.cat(self.state, -1))
+            logits, state = agent.world_model.rssm.observe(
+                embed[:, None], self.action[:, None], first[:, None], self.state
+            )
+            index = logits.argmax(-1) if self.greedy else state.index
+            self.state = State(index[:, 0], state.deter[:, 0])
+            policy = agent.actor_critic.policy(self.state)
             self.action = policy.mode() if self.greedy else policy.sample()
         return self.action.argmax(-1).cpu().numpy()
 
+    def latents(self) -> tuple[np.ndarray, np.ndarray]:
+        """The states after the last decision: classes (N, S) uint8 and h (N, D) float32."""
+        return self.state.index.to(torch.uint8).cpu().numpy(), self.state.deter.float().cpu().numpy()
+
     def state_dict(self) -> dict[str, Any]:
-        return {"state": self.state, "action": self.action}
+        return {"state": self.state and tuple(self.state[:2]), "action": self.action}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         to_device = lambda value: value if value is None else value.to(self.agent.device)  # noqa: E731
-        self.state = state["state"] and tuple(map(to_device, state["state"]))
+        self.state = state["state"] and State(*map(to_device, state["state"]))
         self.action = to_device(state["action"])

@@ -89,8 +89,12 @@ class OneHot:
         """The most likely class as a one-hot vector, with straight-through gradients."""
         return self._straight_through(self.probs.argmax(-1))
 
-    def sample(self, uniform: Tensor | None = None) -> Tensor:
-        """A one-hot sample with straight-through gradients (section 5.4), (..., K).
+    def sample(self) -> Tensor:
+        """A one-hot sample with straight-through gradients (section 5.4), (..., K)."""
+        return self._straight_through(self.draw())
+
+    def draw(self, uniform: Tensor | None = None) -> Tensor:
+        """The class of a sample, (...) int64.
 
         Args:
             uniform: variates in [0, 1), (...), drawn here if absent; a sample is where the distribution function
@@ -99,8 +103,8 @@ class OneHot:
         below = self.probs.detach().cumsum(-1)
         if uniform is None:
             uniform = torch.rand(below.shape[:-1], dtype=below.dtype, device=below.device)
-        passed = below[..., :-1] <= (uniform.to(below.dtype) * below[..., -1]).unsqueeze(-1)
-        return self._straight_through(passed.sum(-1))
+        at = uniform.to(below.dtype) * below[..., -1]
+        return torch.searchsorted(below, at.unsqueeze(-1), right=True).squeeze(-1).clamp_(max=below.shape[-1] - 1)
 
     def _straight_through(self, index: Tensor) -> Tensor:
         one_hot = torch.zeros_like(self.probs).scatter_(-1, index.unsqueeze(-1), 1.0)

@@ -1,9 +1,10 @@
 """The recurrent state-space model (section 2.2) and its KL loss (section 3.1.4).
 
-Shapes: B batch, T time, A actions, D deter, S categoricals, K classes, E embed. A state: stoch (B, S*K), deter (B, D).
+Shapes: B batch, T time, A actions, D deter, S categoricals, K classes, E embed.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +12,8 @@ from torch import Tensor, nn
 
 from dreamer.config import ModelConfig
 from dreamer.distributions import OneHot
-from dreamer.networks import NORM_EPS, Dense, init_weights
-
-State = tuple[Tensor, Tensor]
+from dreamer.networks import NORM_EPS, Dense, State, StateLinear, init_weights
+from dreamer.unrolled import Unrolled
 
 
 class GRUCell(nn.Module):
@@ -24,8 +24,10 @@ class GRUCell(nn.Module):
         self.linear = nn.Linear(inputs + units, 3 * units, bias=False)
         self.norm = nn.LayerNorm(3 * units, NORM_EPS)
 
-    def forward(self, x: Tensor, deter: Tensor) -> Tensor:
-        reset, candidate, update = self.norm(self.linear(torch.cat([x, deter], -1))).chunk(3, -1)
+    def forward(self, x: Tensor, deter: Tensor, linear: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """h_t (B, D) from x_t (B, I) and h_{t-1}. `linear` takes the place of the layer's own inside a recurrence."""
+        gates = (linear or self.linear)(torch.cat([x, deter.to(x.dtype)], -1))
+        reset, candidate, update = self.norm(gates).chunk(3, -1)
         candidate = torch.tanh(torch.sigmoid(reset) * candidate)
         return torch.lerp(deter, candidate.to(deter.dtype), torch.sigmoid(update - 1).to(deter.dtype))
 
@@ -42,7 +44,8 @@ class RSSM(nn.Module):
         self.config = config
         self.groups = (config.stoch, config.classes)
         stoch = config.stoch * config.classes
-        self.input = Dense(stoch + actions, config.hidden)
+        self.input = StateLinear(*self.groups, actions, config.hidden)
+        self.input_norm = nn.LayerNorm(config.hidden, NORM_EPS)
         self.cell = GRUCell(config.hidden, config.deter)
         self.prior_layers = nn.Sequential(Dense(config.deter, config.hidden), nn.Linear(config.hidden, stoch))
         # The posterior's first layer takes [h; e]. Its halves are kept apart: the embedding's share of all time steps
@@ -60,83 +63,69 @@ class RSSM(nn.Module):
         else:
             self.register_buffer("initial_deter", torch.zeros(config.deter))
 
-    def initial(self, batch: int) -> State:
-        """The state before the first step: tanh of a learned vector and the prior's mode there, or zeros."""
+    def initial(self) -> tuple[Tensor, Tensor]:
+        """The state before the first step, z (S*K,) and h (D,): tanh of a learned vector and the prior's mode there, or
+        zeros."""
         deter = torch.tanh(self.initial_deter)
         if self.config.initial == "zero":
-            stoch = deter.new_zeros(math.prod(self.groups))
-        else:
-            stoch = OneHot(self.prior(deter), self.config.unimix_ratio).mode().flatten()
-        return stoch.expand(batch, -1), deter.expand(batch, -1)
-
-    def recurrent(self, state: State, action: Tensor) -> Tensor:
-        """h_t from (z_{t-1}, h_{t-1}) and a_{t-1} (B, A)."""
-        stoch, deter = state
-        return self.cell(self.input(torch.cat([stoch, action], -1)), deter)
+            return deter.new_zeros(math.prod(self.groups)), deter
+        return OneHot(self.prior(deter), self.config.unimix_ratio).mode().flatten(), deter
 
     def prior(self, deter: Tensor) -> Tensor:
         """Logits of p(z | h), (..., D) to (..., S, K)."""
         return self.prior_layers(deter).unflatten(-1, self.groups)
 
-    def posterior(self, deter: Tensor, embedded: Tensor) -> Tensor:
-        """Logits of q(z | h, e), (..., S, K), from h and `post_embed(e)`."""
-        return self.post_out(F.silu(self.post_norm(self.post_deter(deter) + embedded))).unflatten(-1, self.groups)
+    def img_step(self, state: State, action: Tensor) -> State:
+        """One step without an observation: z from the prior. Action (N, A)."""
+        x = self.input(state.index, action, state.probs)
+        deter = self.cell(F.silu(self.input_norm(x)), state.deter)
+        return self._sampled(self.prior(deter), deter)
 
-    def sample(self, logits: Tensor, uniform: Tensor | None = None) -> Tensor:
-        """z as straight-through one-hots, (..., S, K) to (..., S*K)."""
-        return OneHot(logits, self.config.unimix_ratio).sample(uniform).flatten(-2)
-
-    def obs_step(
-        self,
-        state: State,
-        action: Tensor,
-        embedded: Tensor,
-        is_first: Tensor,
-        initial: State,
-        uniform: Tensor | None = None,
-    ) -> tuple[State, Tensor]:
-        """One step with an observation. Where `is_first` (B,), the past is the initial state and no action.
-
-        Returns:
-            the state and the posterior's logits (B, S, K)
-        """
-        first = is_first.unsqueeze(-1)
-        stoch, deter = (torch.where(first, start, past) for start, past in zip(initial, state, strict=True))
-        deter = self.recurrent((stoch, deter), action.masked_fill(first, 0.0))
-        logits = self.posterior(deter, embedded)
-        return (self.sample(logits, uniform), deter), logits
-
-    def img_step(self, state: State, action: Tensor, uniform: Tensor | None = None) -> State:
-        """One step without an observation: z from the prior."""
-        deter = self.recurrent(state, action)
-        return self.sample(self.prior(deter), uniform), deter
+    def _sampled(self, logits: Tensor, deter: Tensor, uniform: Tensor | None = None) -> State:
+        z = OneHot(logits, self.config.unimix_ratio)
+        return State(z.draw(uniform), deter, z.probs.flatten(-2) if z.probs.requires_grad else None)
 
     def observe(
         self, embed: Tensor, action: Tensor, is_first: Tensor, state: State | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Runs along sequences.
+    ) -> tuple[Tensor, State]:
+        """Runs along sequences. Where `is_first`, the past is the initial state and no action.
 
         Args:
             embed: (B, T, E), action: (B, T, A) the one that led to each step, is_first: (B, T) bool
-            state: before the first step; the initial one if absent
+            state: before the first step, (B, ...); the initial one if absent
 
         Returns:
-            post, prior: logits (B, T, S, K); stoch: (B, T, S*K); deter: (B, T, D)
+            the posterior's logits (B, T, S, K) and states (B, T, ...)
         """
         batch, length = is_first.shape
-        embedded = self.post_embed(embed)
-        initial = self.initial(batch)
-        state = initial if state is None else state
+        stoch, initial_deter = self.initial()
+        initial_x = stoch @ self.input.stoch
+        if state is None:
+            is_first = torch.cat([torch.ones_like(is_first[:, :1]), is_first[:, 1:]], 1)
+            index = torch.zeros(batch, self.groups[0], dtype=torch.long, device=embed.device)
+            state = State(index, initial_deter.expand(batch, -1))
+        time_first = lambda x: x.transpose(0, 1)  # noqa: E731
+        read_z = Unrolled(self.input.stoch, time_first(F.linear(action, self.input.rest)))
+        gates = Unrolled(self.cell.linear.weight.t(), embed.new_zeros(length, batch, 3 * self.config.deter))
+        read_h = Unrolled(self.post_deter.weight.t(), time_first(self.post_embed(embed)))
+        out = Unrolled(self.post_out.weight.t(), self.post_out.bias.expand(length, batch, -1))
         uniform = torch.rand(length, batch, self.groups[0], device=embed.device)
-        stochs, deters, posts = [], [], []
-        steps = zip(action.unbind(1), embedded.unbind(1), is_first.unbind(1), uniform.unbind(0), strict=True)
-        for action_t, embedded_t, first_t, uniform_t in steps:
-            state, post = self.obs_step(state, action_t, embedded_t, first_t, initial, uniform_t)
-            stochs.append(state[0])
-            deters.append(state[1])
-            posts.append(post)
-        deter = torch.stack(deters, 1)
-        return torch.stack(posts, 1), self.prior(deter), torch.stack(stochs, 1), deter
+        index, deter, probs = state
+        deter = deter.to(initial_deter.dtype)
+        states, posts = [], []
+        for first, uniform_t in zip(is_first.unsqueeze(-1).unbind(1), uniform.unbind(0), strict=True):
+            x = read_z(index, probs)
+            x = torch.where(first, initial_x.to(x.dtype), x)
+            deter = self.cell(F.silu(self.input_norm(x)), torch.where(first, initial_deter, deter), gates)
+            logits = out(F.silu(self.post_norm(read_h(deter)))).unflatten(-1, self.groups)
+            index, deter, probs = self._sampled(logits, deter, uniform_t)
+            states.append(State(index, deter, probs))
+            posts.append(logits)
+        dtype = posts[0].dtype
+        index, deter, probs = (
+            None if parts[0] is None else torch.stack(parts, 1) for parts in zip(*states, strict=True)
+        )
+        return torch.stack(posts, 1), State(index, deter.to(dtype), probs)
 
 
 def kl_loss(

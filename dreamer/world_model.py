@@ -6,48 +6,73 @@ from torch import Tensor, nn
 
 from dreamer.config import LossConfig, ModelConfig
 from dreamer.distributions import BUCKETS, OneHot, TwoHot
-from dreamer.networks import MLP, Decoder, Encoder
-from dreamer.rssm import RSSM, State, kl_loss
+from dreamer.networks import MLP, Decoder, Encoder, Sizes, State, centered
+from dreamer.rssm import RSSM, kl_loss
+
+
+class _SquaredError(torch.autograd.Function):
+    """Sum of (mean - target)^2 over all but the first dimension. Keeps the difference in the type of `mean`."""
+
+    @staticmethod
+    def forward(ctx, mean: Tensor, target: Tensor) -> Tensor:
+        difference = (mean - target).flatten(1)
+        ctx.save_for_backward(difference.to(mean.dtype))
+        ctx.shape = mean.shape
+        return torch.linalg.vecdot(difference, difference)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        (difference,) = ctx.saved_tensors
+        return (difference * (2 * gradient).to(difference.dtype)[:, None]).view(ctx.shape), None
 
 
 class WorldModel(nn.Module):
-    """Encoder, RSSM, decoder, reward and continue heads. Features are [z; h], F = S*K + D."""
+    """Encoder, RSSM, decoder, reward and continue heads."""
 
     def __init__(self, config: ModelConfig, losses: LossConfig, actions: int):
         super().__init__()
         self.config, self.losses, self.actions = config, losses, actions
-        self.features = config.stoch * config.classes + config.deter
+        self.sizes = Sizes(config.stoch, config.classes, config.deter)
         self.encoder = Encoder(config.depth)
         self.rssm = RSSM(config, self.encoder.outputs, actions)
-        self.decoder = Decoder(self.features, config.depth)
-        self.reward_head = MLP(self.features, config.units, config.layers, BUCKETS, outscale=0.0)
-        self.continue_head = MLP(self.features, config.units, config.layers, 1, outscale=1.0)
+        self.decoder = Decoder(self.sizes, config.depth)
+        self.reward_head = MLP(self.sizes, config.units, config.layers, BUCKETS, outscale=0.0)
+        self.continue_head = MLP(self.sizes, config.units, config.layers, 1, outscale=1.0)
 
-    def reward(self, feat: Tensor) -> TwoHot:
-        return TwoHot(self.reward_head(feat))
+    def reward(self, state: State) -> TwoHot:
+        return TwoHot(self.reward_head(state))
 
-    def continue_logit(self, feat: Tensor) -> Tensor:
+    def continue_logit(self, state: State) -> Tensor:
         """Of c = 1 - is_terminal, (...)."""
-        return self.continue_head(feat).squeeze(-1).float()
+        return self.continue_head(state).squeeze(-1).float()
 
     def loss(
-        self, obs: Tensor, action: Tensor, reward: Tensor, is_first: Tensor, is_terminal: Tensor
+        self,
+        obs: Tensor,
+        action: Tensor,
+        reward: Tensor,
+        is_first: Tensor,
+        is_terminal: Tensor,
+        context: State | None = None,
     ) -> tuple[Tensor, dict[str, Tensor], State]:
         """Negative log-likelihoods of image, reward and continuation plus the KL loss, mean over (B, T).
 
         Args:
             obs: (B, T, 64, 64, 3) uint8; action: (B, T, A) one-hot; the rest (B, T)
+            context: the states before the first steps, (B, ...)
 
         Returns:
-            the loss with gradients, its parts, and the posterior states (stoch, deter), (B, T, ...), detached
+            the loss with gradients, its parts, and the posterior states (B, T, ...), detached
         """
-        post, prior, stoch, deter = self.rssm.observe(self.encoder(obs), action, is_first)
-        feat = torch.cat([stoch, deter], -1)
+        pixels = centered(obs)
+        post, state = self.rssm.observe(self.encoder(pixels), action, is_first, context)
+        prior = self.rssm.prior(state.deter)
+        error = _SquaredError.apply(self.decoder(state).flatten(0, 1), pixels.flatten(0, 1))
         parts = {
-            "image_loss": ((self.decoder(feat).float() - obs.float() / 255) ** 2).sum((-3, -2, -1)),
-            "reward_loss": -self.reward(feat).log_prob(reward),
+            "image_loss": error.view(reward.shape),
+            "reward_loss": -self.reward(state).log_prob(reward),
             "continue_loss": F.binary_cross_entropy_with_logits(
-                self.continue_logit(feat), 1.0 - is_terminal.float(), reduction="none"
+                self.continue_logit(state), 1.0 - is_terminal.float(), reduction="none"
             ),
         }
         scales = {"reward_loss": self.losses.reward_scale, "continue_loss": self.losses.continue_scale}
@@ -66,7 +91,7 @@ class WorldModel(nn.Module):
                 "prior_entropy": OneHot(prior, unimix).entropy().sum(-1).mean(),
                 "posterior_entropy": OneHot(post, unimix).entropy().sum(-1).mean(),
             }
-        return loss, metrics, (stoch.detach(), deter.detach())
+        return loss, metrics, state.detach()
 
     @torch.no_grad()
     def open_loop(self, obs: Tensor, action: Tensor, is_first: Tensor, context: int = 5) -> Tensor:
@@ -79,15 +104,15 @@ class WorldModel(nn.Module):
             (B, T, 64, 64, 3) uint8: reconstructions, then predictions
         """
         now = slice(None, context)
-        *_, stoch, deter = self.rssm.observe(self.encoder(obs[:, now]), action[:, now], is_first[:, now])
-        feats = [torch.cat([stoch, deter], -1)]
-        state = (stoch[:, -1], deter[:, -1])
+        _, state = self.rssm.observe(self.encoder(centered(obs[:, now])), action[:, now], is_first[:, now])
+        means = [self.decoder(state)]
+        state = state.map(lambda part: part[:, -1])
         for action_t in action[:, context:].unbind(1):
             state = self.rssm.img_step(state, action_t)
-            feats.append(torch.cat(state, -1).unsqueeze(1))
-        return to_image(self.decoder(torch.cat(feats, 1)))
+            means.append(self.decoder(state).unsqueeze(1))
+        return to_image(torch.cat(means, 1))
 
 
 def to_image(mean: Tensor) -> Tensor:
     """A decoder's output as uint8 pixels, rounded and clipped."""
-    return (mean.float() * 255).round().clamp(0, 255).to(torch.uint8)
+    return ((mean.float() + 0.5) * 255).round().clamp(0, 255).to(torch.uint8)

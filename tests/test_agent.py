@@ -8,6 +8,7 @@ from agents import CPU, agent_config, small_agent
 from dreamer.agent import Agent
 from dreamer.config import ComputeConfig
 from dreamer.mario import ACTIONS
+from dreamer.networks import State, centered
 from dreamer.replay import Batch
 from dreamer.rollout import NO_ACTION
 from stages.params import PATH, load
@@ -29,6 +30,11 @@ def random_batch(batch: int = 4, length: int = 8, seed: int = 0) -> Batch:
     return Batch(coarse.repeat(16, 2).repeat(16, 3), action, reward, is_first, is_last, is_last.copy())
 
 
+def some_states(agent: Agent, *shape: int) -> State:
+    stoch, classes, deter = agent.world_model.sizes
+    return State(torch.randint(classes, (*shape, stoch)), torch.randn(*shape, deter).tanh())
+
+
 def parameters(network: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
@@ -39,7 +45,8 @@ class TestDocumentSizes:
         return Agent(agent_config(**DOCUMENT), CPU, len(ACTIONS))
 
     def test_features(self, agent):
-        assert agent.world_model.features == 1536
+        stoch, classes, deter = agent.world_model.sizes
+        assert stoch * classes + deter == 1536
         assert agent.world_model.encoder.outputs == 4096
 
     def test_stages_of_encoder_and_decoder(self, agent):
@@ -52,8 +59,8 @@ class TestDocumentSizes:
             for layer in getattr(agent.world_model, name).layers:
                 if isinstance(layer, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
                     layer.register_forward_hook(note(name))
-        embed = agent.world_model.encoder(torch.zeros(2, 3, 64, 64, 3, dtype=torch.uint8))
-        image = agent.world_model.decoder(torch.zeros(2, 3, 1536))
+        embed = agent.world_model.encoder(torch.zeros(2, 3, 64, 64, 3))
+        image = agent.world_model.decoder(some_states(agent, 2, 3))
         assert embed.shape == (2, 3, 4096) and image.shape == (2, 3, 64, 64, 3)
         assert sizes["encoder"] == [(32, 32, 32), (64, 16, 16), (128, 8, 8), (256, 4, 4)]
         assert sizes["decoder"] == [(128, 8, 8), (64, 16, 16), (32, 32, 32), (3, 64, 64)]
@@ -90,9 +97,9 @@ class TestDocumentSizes:
 
 def test_first_predictions_of_reward_and_value_are_zero():
     agent = small_agent()
-    feat = torch.randn(5, agent.world_model.features)
-    assert agent.world_model.reward(feat).mean().abs().max() < 1e-4
-    critic, slow = agent.actor_critic.critic(feat), agent.actor_critic.slow_critic(feat)
+    states = some_states(agent, 5)
+    assert agent.world_model.reward(states).mean().abs().max() < 1e-4
+    critic, slow = agent.actor_critic.critic(states), agent.actor_critic.slow_critic(states)
     assert (critic == 0).all() and (slow == 0).all()
 
 
@@ -106,21 +113,20 @@ def test_what_was_before_an_episode_does_not_matter(initial):
     states = []
     for each in (batch, other):
         torch.manual_seed(0)
-        embed = agent.world_model.encoder(torch.as_tensor(each.obs))
-        *_, deter = agent.world_model.rssm.observe(embed, agent.one_hot(each.action), torch.as_tensor(each.is_first))
-        states.append(deter)
+        embed = agent.world_model.encoder(centered(torch.as_tensor(each.obs)))
+        _, state = agent.world_model.rssm.observe(embed, agent.one_hot(each.action), torch.as_tensor(each.is_first))
+        states.append(state.deter)
     torch.testing.assert_close(states[0][:, start:], states[1][:, start:])
     assert not torch.allclose(states[0][:, start - 1], states[1][:, start - 1])
 
 
 def test_initial_state():
     zero = small_agent(model={"initial": "zero"}).world_model.rssm
-    assert not any(part.any() for part in zero.initial(3))
+    assert not any(part.any() for part in zero.initial())
     learned = small_agent().world_model.rssm
-    stoch, _ = learned.initial(3)
-    assert stoch.shape == (3, 64) and stoch.sum(-1).tolist() == [8.0] * 3
-    loss = learned.initial(3)[1].sum()
-    loss.backward()
+    stoch, deter = learned.initial()
+    assert stoch.shape == (64,) and stoch.sum() == 8.0
+    deter.sum().backward()
     assert learned.initial_deter.grad.any()
 
 
@@ -153,7 +159,7 @@ class TestGradients:
         loss.backward()
         assert all(parameter.grad is not None for parameter in fitted.world_model.parameters())
         assert all(parameter.grad.any() for parameter in fitted.world_model.parameters())
-        assert not any(part.requires_grad for part in state)
+        assert not state.deter.requires_grad and state.probs is None
         assert all(
             parameter.grad is None or not parameter.grad.any()
             for parameter in fitted.actor_critic.slow_critic.parameters()
@@ -161,8 +167,7 @@ class TestGradients:
 
     def losses(self, agent, estimator):
         agent.actor_critic.config = agent_config(behavior={"imag_gradient": estimator}).behavior
-        start = agent.world_model.rssm.initial(6)
-        return agent.actor_critic.losses(agent.world_model, tuple(part.detach() for part in start))
+        return agent.actor_critic.losses(agent.world_model, some_states(agent, 6))
 
     @pytest.mark.parametrize("estimator", ["reinforce", "dynamics", "both"])
     def test_actor_and_critic_train_themselves(self, fitted, estimator):
@@ -221,9 +226,9 @@ def test_the_world_model_overfits_one_batch():
         behavior={"imag_horizon": 2},
     )
     batch = random_batch(batch=2, length=6)
-    first = agent.update(batch)
+    first, _ = agent.update(batch)
     for _ in range(400):
-        last = agent.update(batch)
+        last, _ = agent.update(batch)
     assert last["image_loss"] < 0.06 * first["image_loss"]
     assert last["reward_loss"] < 0.1 * first["reward_loss"]
     assert last["continue_loss"] < 0.01 * first["continue_loss"]
@@ -238,7 +243,7 @@ def test_the_starts_of_imagination_can_be_limited():
     agent = small_agent(behavior={"imag_starts": 3})
     seen = []
     original = agent.actor_critic.losses
-    agent.actor_critic.losses = lambda model, start: seen.append(len(start[0])) or original(model, start)
+    agent.actor_critic.losses = lambda model, start: seen.append(len(start.index)) or original(model, start)
     agent.update(random_batch(batch=4, length=8))
     assert seen == [4 * 3]
 
@@ -249,7 +254,7 @@ def test_bfloat16_agrees_with_float32():
         torch.manual_seed(0)
         agent = Agent(agent_config(), ComputeConfig("cpu", precision, False), 7)
         torch.manual_seed(1)
-        losses[precision] = agent.update(random_batch())
+        losses[precision], _ = agent.update(random_batch())
     for name in ("model_loss", "image_loss", "reward_loss", "value_loss", "continue_loss"):
         assert losses["bfloat16"][name].item() == pytest.approx(losses["float32"][name].item(), rel=0.03), name
     assert next(agent.parameters()).dtype == torch.float32  # mixed: the weights stay exact
@@ -261,7 +266,7 @@ def test_compiled_agrees_with_eager():
         torch.manual_seed(0)
         agent = Agent(agent_config(), ComputeConfig("cpu", "float32", compiled), 7)
         torch.manual_seed(1)
-        losses.append(agent.update(random_batch()))
+        losses.append(agent.update(random_batch())[0])
         name, weights = next(iter(agent.state_dict().items()))
         assert "_orig_mod" not in name and weights.isfinite().all()  # checkpoints of both are the same
     assert losses[1]["image_loss"].item() == pytest.approx(losses[0]["image_loss"].item(), rel=1e-3)
