@@ -227,9 +227,10 @@ class AgentConfig(Config):
 class ReplayConfig(Config):
     capacity: int  # transitions kept
     chunk_length: int  # transitions of one environment in one file
+    context: bool  # sequences start from stored states of the model, refreshed at every update; else afresh
 
     def problems(self):
-        return below(self, 1, *self.names())
+        return below(self, 1, "capacity", "chunk_length")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ Time runs so, in replay as here: a step holds what arrives together.
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol
 
@@ -30,7 +30,7 @@ def episode_seeds(seed: int, purpose: str) -> Callable[[int], int]:
 
 class Policy(Protocol):
     """Acts for N environments at once and keeps what it must remember of each. To be resumed in the middle of episodes
-    it also has `state_dict` and `load_state_dict`."""
+    it also has `state_dict` and `load_state_dict`; to train from what it remembered, `latents`."""
 
     def __call__(self, obs: np.ndarray, is_first: np.ndarray) -> np.ndarray:
         """(N, 64, 64, 3) uint8 and (N,) bool to (N,) int64. Where `is_first`, the past is forgotten."""
@@ -109,6 +109,7 @@ class Rollout:
         self.begun = 0  # episodes
         self._threads = ThreadPoolExecutor(len(self.envs), thread_name_prefix="env")
         self._now: Steps | None = None
+        self._flying: list[Future[None]] = []  # one an environment, between `launch` and `wait`
         self.running: list[Episode | None] = [None] * len(self.envs)  # each environment's episode
 
     @property
@@ -117,12 +118,22 @@ class Rollout:
         return np.array([episode is None for episode in self.running])
 
     def step(self) -> tuple[Steps, list[Episode], int]:
-        """The next step of every environment.
+        """The next step of every environment: `launch` and `wait`.
+
+        Returns:
+            steps, the episodes that ended with them, the number of decisions taken
+        """
+        taken = self.launch()
+        return *self.wait(), taken
+
+    def launch(self) -> int:
+        """Decides with the policy as it is now and lets the environments begin their next step. Until `wait` returns,
+        nothing else of the rollout may be used, nor the `Steps` it gave last.
 
         An environment whose last step ended an episode starts the next one: its step is a first step and no decision.
 
         Returns:
-            steps, the episodes that ended with them, the number of decisions taken
+            the number of decisions taken
         """
         n = len(self.envs)
         if self._now is None:
@@ -135,10 +146,19 @@ class Rollout:
             seed = self.seed_of(self.begun)
             self.begun += seed is not None
             self.running[i] = None if seed is None else Episode(seed, 0.0, 0, {})
-        acting = ~starting & ~self.idle
-        list(self._threads.map(self._advance, range(n), actions.tolist(), starting.tolist()))
-        ended = [self.running[i] for i in np.flatnonzero(self._now.is_last & acting)]
-        return self._now, ended, int(acting.sum())
+        taken = int((~starting & ~self.idle).sum())
+        self._flying = [
+            self._threads.submit(self._advance, *of_one)
+            for of_one in zip(range(n), actions.tolist(), starting.tolist(), strict=True)
+        ]
+        return taken
+
+    def wait(self) -> tuple[Steps, list[Episode]]:
+        """The step that was launched and the episodes that ended with it. What an environment raised is raised here."""
+        flying, self._flying = self._flying, []
+        for future in flying:
+            future.result()
+        return self._now, [self.running[i] for i in np.flatnonzero(self._now.is_last)]
 
     def _advance(self, i: int, action: int, start: bool) -> None:
         now, env, episode = self._now, self.envs[i], self.running[i]
@@ -156,7 +176,7 @@ class Rollout:
         now.is_first[i], now.is_last[i], now.is_terminal[i] = start, terminated or truncated, terminated
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next step depends on, but for the policy's weights."""
+        """All that the next step depends on, but for the policy's weights. Only while no step is in flight."""
         return {
             "begun": self.begun,
             "now": None if self._now is None else asdict(self._now),

@@ -137,13 +137,19 @@ def measure_game(env_config: Any) -> dict[str, float]:
 
 
 def measure_sampling() -> dict[str, float]:
-    """Milliseconds for a batch out of 20,000 steps."""
-    replay = Replay(ReplayConfig(10**6, 1024))
-    steps = Steps.empty(1, (64, 64, 3))
+    """Milliseconds for a batch with its contexts out of 20,000 steps, and to write its states back."""
+    replay, (stoch, deter) = Replay(ReplayConfig(10**6, 1024, context=True)), (32, 512)
+    steps, latents = Steps.empty(1, (64, 64, 3)), (np.zeros((1, stoch), np.uint8), np.zeros((1, deter), np.float32))
     for _ in range(20_000):
-        replay.add(["bench"], steps)
-    rng, cpu = np.random.default_rng(0), torch.device("cpu")
-    return {f"{b} x {t}": median_ms(lambda b=b, t=t: replay.sample(b, t, rng), cpu, 20) for b, t in ((8, 32), (16, 64))}
+        replay.add(["bench"], steps, latents)
+    rng, cpu, found = np.random.default_rng(0), torch.device("cpu"), {}
+    for b, t in ((8, 32), (16, 64)):
+        found[f"{b} x {t}"] = median_ms(lambda b=b, t=t: replay.sample(b, t, rng), cpu, 20)
+        origins = replay.sample(b, t, rng).origins
+        states = np.zeros((b, t, stoch), np.uint8), np.zeros((b, t, deter), np.int8)
+        write = lambda origins=origins, states=states: replay.refresh(origins, *states)  # noqa: E731
+        found[f"{b} x {t} back"] = median_ms(write, cpu, 20)
+    return found
 
 
 def _alone(function: Callable[..., Any], *arguments: Any) -> Any:

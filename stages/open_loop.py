@@ -1,7 +1,6 @@
 """The open-loop prediction as a moving picture: what happened, what the world model imagined, and the difference."""
 
 from collections.abc import Iterator
-from dataclasses import fields
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -32,11 +31,11 @@ def sample_sequences(replay: Replay, count: int, length: int, rng: np.random.Gen
         batch = replay.sample(count, length, rng)
         crossing = batch.is_first[:, 1:].any(1)
         for i in range(count):
-            (rest if crossing[i] else whole).append({f.name: getattr(batch, f.name)[i] for f in fields(Batch)})
+            (rest if crossing[i] else whole).append({name: array[i] for name, array in batch.arrays().items()})
         if len(whole) >= count:
             break
     chosen = [*whole, *rest][:count]
-    return Batch(**{field.name: np.stack([sequence[field.name] for sequence in chosen]) for field in fields(Batch)})
+    return Batch(**{name: np.stack([sequence[name] for sequence in chosen]) for name in batch.arrays()})
 
 
 def frames(truth: np.ndarray, model: np.ndarray, context: int) -> Iterator[np.ndarray]:

@@ -73,7 +73,7 @@ class Session:
         # When each was last done, in frames. An evaluation before the first update would say nothing.
         self.done = dict.fromkeys(("log", "eval", "checkpoint"), self.frames)
         self._since = self._saved = time.monotonic()
-        self._window: list[dict[str, torch.Tensor]] = []
+        self._window: list[dict[str, torch.Tensor]] = []  # metrics of the updates since the last log
         self._window_start = (time.monotonic(), self.frames, 0)
 
     @property
@@ -202,8 +202,9 @@ class Session:
         score = self.best["return"] if self.best["frames"] == self.frames else None
         return {**checkpoint.agent_state(self.agent), "frames": self.frames, "score": score}
 
-    def save(self) -> None:
-        """Everything that the next round depends on. Files that only the checkpoint before needed go last.
+    def save(self, final: bool = False) -> None:
+        """Everything that the next round depends on; a final one, after which there is none, leaves out the model's
+        states of all that replay holds. Files that only the checkpoint before needed go last.
 
         Raises:
             Diverged: the weights may be broken; the checkpoint before stays
@@ -214,13 +215,16 @@ class Session:
         state = {
             **self._weights(),
             **self.training.state_dict(),
-            "replay": self.replay.state_dict(),
+            "replay": self.replay.state_dict(contexts=not final),
             "random": checkpoint.random_state(),
             "best": self.best,
             "done": self.done,
             "seconds": self.hours * 3600,
+            "window": self._window,
         }
         del state["training"]["weights"]  # they are there already
+        if final:
+            state["posterior"] = None
         checkpoint.save(self.work.path / "latest.pt", state)
         self.replay.prune(self.work.path / "replay")
         self._saved = time.monotonic()
@@ -234,6 +238,8 @@ class Session:
         self.training.load_state_dict(state)
         checkpoint.load_random_state(state["random"])
         self.best, self.done, self.seconds = state["best"], state["done"], state["seconds"]
+        device = self.agent.device
+        self._window = [{name: value.to(device) for name, value in row.items()} for row in state["window"]]
         for curve in (self.losses, self.evaluations, self.episodes):
             curve.rewind(self.frames)
         self._since = time.monotonic()
@@ -271,7 +277,7 @@ class Session:
                     bar.write(_describe(self.frames, self.evaluate(), self.best))
                 if self._window:
                     self.log()
-                self.save()
+                self.save(final=True)
             except _Stopped:
                 self.save()
                 bar.write(f"train: saved at {self.frames} frames; run it again to go on (dvc repro)")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dreamer.config import ReplayConfig
-from dreamer.replay import ChunkError, Replay, digest
+from dreamer.replay import DETER_SCALE, ChunkError, Replay, digest
 from dreamer.rollout import NO_ACTION, Steps
 
 EPISODE = 13  # steps
@@ -19,10 +19,22 @@ def step(t: int, streams: int) -> Steps:
     return Steps(obs, action, np.full(streams, t, np.float32), first, last, last & (t % 2 == 0))
 
 
-def filled(steps: int, streams: int = 2, capacity: int = 10_000, chunk_length: int = 16) -> Replay:
-    replay = Replay(ReplayConfig(capacity, chunk_length))
+def state(streams: np.ndarray | list[int], numbers: np.ndarray | list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """What the model's state before these steps is said to be: classes (N, 3) uint8 and h (N, 5) float32. No two steps
+    have the same, and the values of h are such that int8 can hold."""
+    streams, numbers = np.asarray(streams), np.asarray(numbers)
+    stoch = np.stack([numbers % 256, numbers // 256, streams], -1).astype(np.uint8)
+    whole = np.stack([numbers % 127, numbers // 127, -streams, 0 * streams + 127, 0 * streams - 127], -1)
+    return stoch, (whole / 127).astype(np.float32)
+
+
+def filled(
+    steps: int, streams: int = 2, capacity: int = 10_000, chunk_length: int = 16, contexts: bool = False
+) -> Replay:
+    replay = Replay(ReplayConfig(capacity, chunk_length, context=True))
     for t in range(steps):
-        replay.add([f"env{i}" for i in range(streams)], step(t, streams))
+        latents = state(np.arange(streams), np.full(streams, t)) if contexts else None
+        replay.add([f"env{i}" for i in range(streams)], step(t, streams), latents)
     return replay
 
 
@@ -35,8 +47,9 @@ def check(replay: Replay, length: int, draws: int = 200) -> set[tuple[int, int]]
         starts.add((stream, t0))
         for k in range(length):
             expected = step(t0 + k, stream + 1)
-            for name in ("obs", "action", "reward", "is_first", "is_last", "is_terminal"):
-                assert (getattr(batch, name)[b, k] == getattr(expected, name)[stream]).all(), (name, t0, k)
+            for name, array in batch.arrays().items():
+                assert (array[b, k] == getattr(expected, name)[stream]).all(), (name, t0, k)
+        assert batch.origins[b] == (f"env{stream}", t0)
     return starts
 
 
@@ -118,18 +131,18 @@ class TestDisk:
         content[len(content) // 2] ^= 1
         path.write_bytes({"truncated": content[:-100], "edited": content, "emptied": b""}[damage])
         with pytest.raises(ChunkError) as error:
-            Replay(ReplayConfig(100, 16)).load(tmp_path)
+            Replay(ReplayConfig(100, 16, context=True)).load(tmp_path)
         assert str(path) in str(error.value) and "dvc checkout" in str(error.value) and "\n" not in str(error.value)
 
     def test_a_foreign_file_is_named(self, tmp_path):
         filled(50).save(tmp_path)
         (tmp_path / "notes.txt").write_text("hello")
         with pytest.raises(ChunkError, match=r"notes\.txt: not a replay chunk"):
-            Replay(ReplayConfig(100, 16)).load(tmp_path)
+            Replay(ReplayConfig(100, 16, context=True)).load(tmp_path)
 
     def test_an_empty_directory_is_an_error(self, tmp_path):
         with pytest.raises(ChunkError, match="holds no replay chunks"):
-            Replay(ReplayConfig(100, 16)).load(tmp_path)
+            Replay(ReplayConfig(100, 16, context=True)).load(tmp_path)
 
     def test_state_restores_growing_chunks_and_order(self, tmp_path):
         replay = filled(70, streams=2, capacity=100)
@@ -141,7 +154,7 @@ class TestDisk:
             for each in (replay, restored):
                 each.add(["env0", "env1"], step(t, 2))
         one, two = (each.sample(50, 20, np.random.default_rng(2)) for each in (replay, restored))
-        assert all((getattr(one, name) == getattr(two, name)).all() for name in ("obs", "action", "reward", "is_first"))
+        assert all((array == two.arrays()[name]).all() for name, array in one.arrays().items())
         check(restored, 20)
 
     def test_a_missing_chunk_of_a_checkpoint_is_named(self, tmp_path):
@@ -151,3 +164,125 @@ class TestDisk:
         (tmp_path / state["files"][2]).unlink()
         with pytest.raises(ChunkError, match=f"{state['files'][2]}: missing"):
             Replay(replay.config).load_state_dict(state, tmp_path)
+
+
+def contexts(replay: Replay) -> dict[tuple[str, int], tuple[list[int], list[int]]]:
+    """All that are known, by stream and number of the step."""
+    return {
+        (chunk.stream, chunk.start + i): (chunk.context.stoch[i].tolist(), chunk.context.deter[i].tolist())
+        for chunk in replay._chunks
+        if chunk.context
+        for i in np.flatnonzero(chunk.context.known)
+    }
+
+
+def refresh(replay: Replay, origins: list[tuple[str, int]], length: int) -> set[tuple[str, int]]:
+    """With the posterior states of sequences from `origins`; returns the steps whose contexts these should be."""
+    streams, numbers = [int(stream[3:]) for stream, _ in origins], np.array([number for _, number in origins])
+    after = numbers[:, None] + np.arange(1, length + 1)
+    stoch, deter = state(np.repeat(np.array(streams)[:, None], length, 1), after)
+    replay.refresh(origins, stoch, np.rint(deter * DETER_SCALE).astype(np.int8))
+    return {(stream, number + k) for stream, number in origins for k in range(1, length + 1)}
+
+
+def right(found: dict[tuple[str, int], tuple[list[int], list[int]]]) -> bool:
+    return all(
+        stoch == state(int(stream[3:]), number)[0].tolist()
+        and deter == np.rint(127 * state(int(stream[3:]), number)[1]).tolist()
+        for (stream, number), (stoch, deter) in found.items()
+    )
+
+
+class TestContexts:
+    def test_the_policy_s_states_come_back_with_the_sequences_that_begin_there(self):
+        batch = filled(300, contexts=True).sample(200, 10, np.random.default_rng(0))
+        stoch, deter = state([int(stream[3:]) for stream, _ in batch.origins], [number for _, number in batch.origins])
+        assert batch.context.known.all()
+        assert (batch.context.stoch == stoch).all() and (batch.context.deter == deter).all()
+        assert batch.context.stoch.dtype == np.uint8 and batch.context.deter.dtype == np.float32
+
+    def test_h_is_held_to_a_254th(self):
+        replay, rng = Replay(ReplayConfig(1000, 64, context=True)), np.random.default_rng(0)
+        deter = np.append(rng.uniform(-1, 1, 4094), [-1.0001, 1.0001]).astype(np.float32)
+        for t in range(2):
+            replay.add(["env0"], step(t, 1), (np.zeros((1, 3), np.uint8), deter[None]))
+        error = replay.sample(1, 2, rng).context.deter[0] - deter
+        assert np.abs(error).max() <= 1 / 254 + 1e-3 / 127 and np.sqrt((error**2).mean()) < 0.0024
+
+    def test_none_where_none_was_given(self):
+        assert filled(50).sample(20, 8, np.random.default_rng(0)).context is None
+
+    def test_refreshed_are_the_steps_after_each_that_exist(self):
+        """Across chunks of 16, up to the end of the stream, and no other step."""
+        replay = filled(100)
+        written = refresh(replay, [("env0", 3), ("env1", 14), ("env0", 90), ("env1", 0), ("env1", 15)], 10)
+        assert contexts(replay).keys() == written - {("env0", 100)} and right(contexts(replay))
+        batch = replay.sample(500, 8, np.random.default_rng(0))
+        assert [origin in written for origin in batch.origins] == batch.context.known.tolist()
+
+    def test_refreshed_states_replace_older_ones(self):
+        replay = filled(100, contexts=True)
+        for chunk in replay._chunks:
+            chunk.context.stoch[:], chunk.context.deter[:] = 9, 9
+        written = refresh(replay, [("env1", 20)], 30)
+        found = contexts(replay)
+        assert right({key: found[key] for key in written})
+        assert all(set(found[key][0] + found[key][1]) == {9} for key in found.keys() - written)
+
+    def test_a_step_that_came_after_the_sample_is_refreshed(self):
+        replay = filled(20)
+        origins = [("env0", 10), ("env1", 10)]
+        replay.add(["env0", "env1"], step(20, 2))
+        assert refresh(replay, origins, 10) == contexts(replay).keys()
+
+    def test_steps_no_longer_held_are_let_go(self):
+        replay = filled(60, streams=1, capacity=32)
+        origins = [("env0", number) for number in (0, 10, 25, 49)]
+        for t in range(60, 80):
+            replay.add(["env0"], step(t, 1))
+        begin = replay._chunks[0].start
+        assert 25 < begin < 49
+        written = refresh(replay, origins, 10)
+        assert contexts(replay).keys() == {key for key in written if key[1] >= begin}
+        assert right(contexts(replay))
+
+    def test_a_gap_in_a_stream_is_not_crossed(self, tmp_path):
+        filled(64, streams=1).save(tmp_path)
+        sorted(tmp_path.iterdir())[1].unlink()
+        replay = Replay(ReplayConfig(1000, 16, context=True))
+        replay.load(tmp_path)
+        refresh(replay, [("env0", 10), ("env0", 6)], 10)
+        assert contexts(replay).keys() == {("env0", number) for number in range(7, 16)}
+        check(replay, 16)
+
+    def test_a_transition_takes_at_most_13_000_bytes(self):
+        """At the document's sizes; and nothing more than the images and their kin where there are no contexts."""
+
+        def size(latents) -> float:
+            replay = Replay(ReplayConfig(1000, 128, context=True))
+            for t in range(256):
+                replay.add(["env0"], step(t, 1), latents)
+            held = [vars(chunk) | (vars(chunk.context) if chunk.context else {}) for chunk in replay._chunks]
+            arrays = [value for parts in held for value in parts.values() if isinstance(value, np.ndarray)]
+            return sum(array.nbytes for array in arrays) / 256
+
+        assert size((np.zeros((1, 32), np.uint8), np.zeros((1, 512), np.float32))) == 12_839 <= 13_000
+        assert size(None) == 64 * 64 * 3 + 1 + 4 + 1
+
+    def test_files_have_none_and_the_state_has_all(self, tmp_path):
+        replay, plain = filled(70, contexts=True), filled(70)
+        replay.save(tmp_path / "with")
+        plain.save(tmp_path / "without")
+        assert digest(tmp_path / "with") == digest(tmp_path / "without")
+        refresh(replay, [("env0", 5), ("env1", 33)], 20)
+        restored = Replay(replay.config)
+        restored.load_state_dict(replay.state_dict(), tmp_path / "with")
+        assert contexts(restored) == contexts(replay) and len(contexts(replay)) == 140
+        for t in range(70, 120):
+            for each in (replay, restored):
+                each.add(["env0", "env1"], step(t, 2), state([0, 1], [t, t]))
+        assert contexts(restored) == contexts(replay) and right(contexts(replay)) and len(contexts(replay)) == 240
+        bare = Replay(replay.config)
+        replay.save(tmp_path / "with")
+        bare.load_state_dict(replay.state_dict(contexts=False), tmp_path / "with")
+        assert len(bare) == len(replay) and not contexts(bare)
