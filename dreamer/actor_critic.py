@@ -26,34 +26,38 @@ class ActorCritic(nn.Module):
     def policy(self, state: State) -> OneHot:
         return OneHot(self.actor(state), self.unimix)
 
-    def imagine(self, world_model: WorldModel, start: State) -> tuple[State, Tensor]:
+    def imagine(self, world_model: WorldModel, start: State, constant: bool) -> tuple[State, Tensor, Tensor]:
         """Follows the policy inside the world model.
 
         Args:
             start: N states
+            constant: the states take no gradient; the logits do, always
 
         Returns:
-            states s_0 to s_H, (H + 1, N, ...), and actions a_0 to a_{H-1}, (H, N, A)
+            states s_0 to s_H, (H + 1, N, ...), actions a_0 to a_{H-1} and the policy's logits of them, (H, N, A)
         """
-        states, actions = [start], []
-        for _ in range(self.config.imag_horizon):
+        rssm, horizon = world_model.constant_rssm(), self.config.imag_horizon
+        actor = self.actor.unrolled(horizon, len(start.index))
+        states, actions, logits = [start], [], []
+        for _ in range(horizon):
             # The policy is a function of the state's value, not of how it came about.
-            action = self.policy(states[-1].detach()).sample()
-            states.append(world_model.rssm.img_step(states[-1], action))
-            actions.append(action)
+            logits.append(actor(states[-1].detach()))
+            with torch.set_grad_enabled(not constant):
+                actions.append(OneHot(logits[-1].detach() if constant else logits[-1], self.unimix).sample())
+                states.append(rssm.img_step(states[-1], actions[-1]))
         index, deter, probs = zip(*states, strict=True)
         straight = None if probs[-1] is None else torch.stack([torch.zeros_like(probs[-1]), *probs[1:]])
-        return State(torch.stack(index), torch.stack(deter), straight), torch.stack(actions)
+        return State(torch.stack(index), torch.stack(deter), straight), torch.stack(actions), torch.stack(logits)
 
     def losses(self, world_model: WorldModel, start: State) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Actor loss, critic loss and metrics. Gradients are meant for the actor and the critic respectively, alone.
 
         With REINFORCE the imagined trajectory is a constant: no graph of it is kept, and the critic's one pass over it
-        serves as baseline, bootstrap and prediction.
+        serves as baseline, bootstrap and prediction. The actor's pass is the one that imagined.
         """
         constant = self.config.imag_gradient == "reinforce"
+        trajectory, action, logits = self.imagine(world_model, start, constant)
         with torch.set_grad_enabled(not constant):
-            trajectory, action = self.imagine(world_model, start)
             reward = world_model.reward(trajectory.map(lambda part: part[1:])).mean()
             discount = self.config.discount * torch.sigmoid(world_model.continue_logit(trajectory))
         states = trajectory.map(lambda part: part[:-1]).detach()
@@ -67,7 +71,7 @@ class ActorCritic(nn.Module):
             value = torch.stack(value)
         returns = lambda_return(reward, value, discount[1:], bootstrap, self.config.discount_lambda)
         weights = discount_weights(discount.detach())[:-1]  # (H, N)
-        actor_loss, actor_metrics = self._actor_loss(states, action, returns, value, weights)
+        actor_loss, actor_metrics = self._actor_loss(OneHot(logits, self.unimix), action, returns, value, weights)
         critic_loss = self._critic_loss(states, prediction, returns.detach(), weights)
         metrics = {
             **actor_metrics,
@@ -79,13 +83,12 @@ class ActorCritic(nn.Module):
         return actor_loss, critic_loss, metrics
 
     def _actor_loss(
-        self, states: State, action: Tensor, returns: Tensor, value: Tensor, weights: Tensor
+        self, policy: OneHot, action: Tensor, returns: Tensor, value: Tensor, weights: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Section 3.2.2. All three estimators see the same advantage, in units of max(1, S), so that the entropy's
         weight means the same for each."""
         _, scale = self.normalizer(returns)
         advantage = (returns - value) / scale
-        policy = self.policy(states)
         reinforce = advantage.detach() * policy.log_prob(action.detach())
         mix = {"reinforce": 0.0, "dynamics": 1.0, "both": self.config.imag_gradient_mix}[self.config.imag_gradient]
         objective = mix * advantage + (1 - mix) * reinforce

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dreamer import kernels
 from dreamer.actor_critic import ActorCritic
 from dreamer.config import AgentConfig, ComputeConfig, ConfigError, OptimizerConfig
-from dreamer.networks import State, centered
+from dreamer.networks import NormSiLU, State, centered
 from dreamer.replay import Batch
 from dreamer.world_model import WorldModel
 
@@ -41,6 +42,10 @@ class Agent(nn.Module):
         self.world_model = WorldModel(config.model, config.losses, actions)
         self.actor_critic = ActorCritic(config.model, config.behavior, self.world_model.sizes, actions)
         self.to(self.device)
+        if compute.compile and self.device.type == "cpu":
+            for module in self.modules():
+                if isinstance(module, NormSiLU):
+                    module.kernels = kernels.load()
         self.updates = 0
         self.optimizers = {
             "model": _Optimizer(self.world_model, config.optimizers.model),

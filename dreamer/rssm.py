@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dreamer.config import ModelConfig
 from dreamer.distributions import OneHot
-from dreamer.networks import NORM_EPS, Dense, State, StateLinear, init_weights
+from dreamer.networks import NORM_EPS, Dense, NormSiLU, State, StateLinear, init_weights
 from dreamer.unrolled import Unrolled
 
 
@@ -45,14 +45,14 @@ class RSSM(nn.Module):
         self.groups = (config.stoch, config.classes)
         stoch = config.stoch * config.classes
         self.input = StateLinear(*self.groups, actions, config.hidden)
-        self.input_norm = nn.LayerNorm(config.hidden, NORM_EPS)
+        self.input_norm = NormSiLU(config.hidden)
         self.cell = GRUCell(config.hidden, config.deter)
         self.prior_layers = nn.Sequential(Dense(config.deter, config.hidden), nn.Linear(config.hidden, stoch))
         # The posterior's first layer takes [h; e]. Its halves are kept apart: the embedding's share of all time steps
         # is one product outside the recurrence.
         self.post_deter = nn.Linear(config.deter, config.hidden, bias=False)
         self.post_embed = nn.Linear(embed, config.hidden, bias=False)
-        self.post_norm = nn.LayerNorm(config.hidden, NORM_EPS)
+        self.post_norm = NormSiLU(config.hidden)
         self.post_out = nn.Linear(config.hidden, stoch)
         init_weights(self)
         for half in (self.post_deter, self.post_embed):
@@ -78,7 +78,7 @@ class RSSM(nn.Module):
     def img_step(self, state: State, action: Tensor) -> State:
         """One step without an observation: z from the prior. Action (N, A)."""
         x = self.input(state.index, action, state.probs)
-        deter = self.cell(F.silu(self.input_norm(x)), state.deter)
+        deter = self.cell(self.input_norm(x), state.deter)
         return self._sampled(self.prior(deter), deter)
 
     def _sampled(self, logits: Tensor, deter: Tensor, uniform: Tensor | None = None) -> State:
@@ -116,8 +116,8 @@ class RSSM(nn.Module):
         for first, uniform_t in zip(is_first.unsqueeze(-1).unbind(1), uniform.unbind(0), strict=True):
             x = read_z(index, probs)
             x = torch.where(first, initial_x.to(x.dtype), x)
-            deter = self.cell(F.silu(self.input_norm(x)), torch.where(first, initial_deter, deter), gates)
-            logits = out(F.silu(self.post_norm(read_h(deter)))).unflatten(-1, self.groups)
+            deter = self.cell(self.input_norm(x), torch.where(first, initial_deter, deter), gates)
+            logits = out(self.post_norm(read_h(deter))).unflatten(-1, self.groups)
             index, deter, probs = self._sampled(logits, deter, uniform_t)
             states.append(State(index, deter, probs))
             posts.append(logits)

@@ -1,13 +1,16 @@
 """The world model: what the agent learns from replay (sections 2.1 to 2.5 and 3.1)."""
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamer.config import LossConfig, ModelConfig
 from dreamer.distributions import BUCKETS, OneHot, TwoHot
-from dreamer.networks import MLP, Decoder, Encoder, Sizes, State, centered
+from dreamer.networks import MLP, Decoder, Encoder, Sizes, State, StateLinear, centered, tiles, untiled
 from dreamer.rssm import RSSM, kl_loss
+from dreamer.unrolled import compute_dtype
 
 
 class _SquaredError(torch.autograd.Function):
@@ -32,12 +35,27 @@ class WorldModel(nn.Module):
     def __init__(self, config: ModelConfig, losses: LossConfig, actions: int):
         super().__init__()
         self.config, self.losses, self.actions = config, losses, actions
+        self._constant: list[RSSM] = []  # in a list, since it is no part of what is learned and saved
         self.sizes = Sizes(config.stoch, config.classes, config.deter)
         self.encoder = Encoder(config.depth)
         self.rssm = RSSM(config, self.encoder.outputs, actions)
         self.decoder = Decoder(self.sizes, config.depth)
         self.reward_head = MLP(self.sizes, config.units, config.layers, BUCKETS, outscale=0.0)
         self.continue_head = MLP(self.sizes, config.units, config.layers, 1, outscale=1.0)
+
+    def constant_rssm(self) -> RSSM:
+        """The RSSM to imagine with: weights that are constant now, cast once instead of at every step."""
+        dtype = compute_dtype(self.rssm.post_out.weight)
+        if dtype == self.rssm.post_out.weight.dtype:
+            return self.rssm
+        if not self._constant:
+            self._constant.append(copy.deepcopy(self.rssm).requires_grad_(False))
+            for module in self._constant[0].modules():
+                if isinstance(module, nn.Linear | StateLinear):
+                    module.to(dtype)
+        with torch.no_grad():
+            torch._foreach_copy_(list(self._constant[0].parameters()), list(self.rssm.parameters()))
+        return self._constant[0]
 
     def reward(self, state: State) -> TwoHot:
         return TwoHot(self.reward_head(state))
@@ -67,7 +85,7 @@ class WorldModel(nn.Module):
         pixels = centered(obs)
         post, state = self.rssm.observe(self.encoder(pixels), action, is_first, context)
         prior = self.rssm.prior(state.deter)
-        error = _SquaredError.apply(self.decoder(state).flatten(0, 1), pixels.flatten(0, 1))
+        error = _SquaredError.apply(self.decoder(state).flatten(0, 1), tiles(pixels).flatten(0, 1))
         parts = {
             "image_loss": error.view(reward.shape),
             "reward_loss": -self.reward(state).log_prob(reward),
@@ -114,5 +132,5 @@ class WorldModel(nn.Module):
 
 
 def to_image(mean: Tensor) -> Tensor:
-    """A decoder's output as uint8 pixels, rounded and clipped."""
-    return ((mean.float() + 0.5) * 255).round().clamp(0, 255).to(torch.uint8)
+    """A decoder's output as uint8 images (..., 64, 64, 3), rounded and clipped."""
+    return ((untiled(mean).float() + 0.5) * 255).round().clamp(0, 255).to(torch.uint8)

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from agents import CPU, agent_config, small_agent
 
 from dreamer.agent import Agent
 from dreamer.config import ComputeConfig
 from dreamer.mario import ACTIONS
-from dreamer.networks import State, centered
+from dreamer.networks import State, ToPixels, centered, tiles, untiled
 from dreamer.replay import Batch
 from dreamer.rollout import NO_ACTION
 from stages.params import PATH, load
@@ -57,13 +58,13 @@ class TestDocumentSizes:
 
         for name in ("encoder", "decoder"):
             for layer in getattr(agent.world_model, name).layers:
-                if isinstance(layer, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
+                if isinstance(layer, torch.nn.Conv2d | torch.nn.ConvTranspose2d) and not isinstance(layer, ToPixels):
                     layer.register_forward_hook(note(name))
         embed = agent.world_model.encoder(torch.zeros(2, 3, 64, 64, 3))
         image = agent.world_model.decoder(some_states(agent, 2, 3))
-        assert embed.shape == (2, 3, 4096) and image.shape == (2, 3, 64, 64, 3)
+        assert embed.shape == (2, 3, 4096) and untiled(image).shape == (2, 3, 64, 64, 3)
         assert sizes["encoder"] == [(32, 32, 32), (64, 16, 16), (128, 8, 8), (256, 4, 4)]
-        assert sizes["decoder"] == [(128, 8, 8), (64, 16, 16), (32, 32, 32), (3, 64, 64)]
+        assert sizes["decoder"] == [(128, 8, 8), (64, 16, 16), (32, 32, 32)]
 
     def test_parameter_counts(self, agent):
         """Counted by hand from the document's tables: weights of 4 x 4 convolutions and of linear layers without bias
@@ -93,6 +94,19 @@ class TestDocumentSizes:
         path.write_text(PATH.read_text().replace("profile: debug", "profile: defaults"))
         model = load(path).model.to_dict()
         assert {key: model[key] for key in DOCUMENT["model"]} == DOCUMENT["model"]
+
+
+def test_pixels_are_those_of_the_transposed_convolution():
+    torch.manual_seed(0)
+    layer, x = ToPixels(5).double(), torch.randn(2, 5, 32, 32, dtype=torch.float64, requires_grad=True)
+    torch.nn.init.normal_(layer.bias)
+    plain = F.conv_transpose2d(x, layer.weight, layer.bias, stride=2, padding=1).permute(0, 2, 3, 1)
+    fast, weights = layer(x), torch.randn(2, 64, 64, 3, dtype=torch.float64)
+    torch.testing.assert_close(untiled(fast), plain)
+    inputs = (x, layer.weight, layer.bias)
+    torch.testing.assert_close(
+        torch.autograd.grad((fast * tiles(weights)).sum(), inputs), torch.autograd.grad((plain * weights).sum(), inputs)
+    )
 
 
 def test_first_predictions_of_reward_and_value_are_zero():

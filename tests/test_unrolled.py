@@ -43,6 +43,10 @@ def test_one_gradient_for_all_steps_is_the_sum_of_each_steps():
     torch.testing.assert_close(torch.autograd.grad(fast, inputs), torch.autograd.grad(plain, inputs))
 
 
+def plain_norm(norm: torch.nn.LayerNorm, x: Tensor) -> Tensor:
+    return F.silu(F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, 1e-3))
+
+
 def plain_observe(rssm: RSSM, embed: Tensor, action: Tensor, is_first: Tensor, state: State) -> tuple[Tensor, ...]:
     """Section 2.2 as it is written, with one-hot vectors and nothing taken out of the loop."""
     uniform = torch.rand(is_first.shape[1], len(is_first), rssm.groups[0])
@@ -53,11 +57,11 @@ def plain_observe(rssm: RSSM, embed: Tensor, action: Tensor, is_first: Tensor, s
         first = is_first[:, t, None]
         stoch, deter = torch.where(first, first_stoch, stoch), torch.where(first, first_deter, deter)
         past = torch.cat([stoch, action[:, t] * ~first], -1)
-        x = F.silu(rssm.input_norm(past @ torch.cat([rssm.input.stoch, rssm.input.rest.t()])))
+        x = plain_norm(rssm.input_norm, past @ torch.cat([rssm.input.stoch, rssm.input.rest.t()]))
         deter = rssm.cell(x, deter)
         both = torch.cat([deter, embed[:, t]], -1)
         hidden = F.linear(both, torch.cat([rssm.post_deter.weight, rssm.post_embed.weight], -1))
-        logits = rssm.post_out(F.silu(rssm.post_norm(hidden))).unflatten(-1, rssm.groups)
+        logits = rssm.post_out(plain_norm(rssm.post_norm, hidden)).unflatten(-1, rssm.groups)
         z = OneHot(logits, rssm.config.unimix_ratio)
         one_hot = F.one_hot(z.draw(uniform[t]), rssm.groups[1])
         stoch = (one_hot + z.probs - z.probs.detach()).flatten(-2)
@@ -100,5 +104,5 @@ def test_a_head_equals_its_dense_products():
     state = State(torch.randint(8, (4, 8)), torch.randn(4, 64).tanh())
     dense = torch.cat([F.one_hot(state.index, 8).flatten(-2).float(), state.deter], -1)
     head = model.continue_head
-    x = F.silu(head.norm(F.linear(dense, torch.cat([head.input.stoch.t(), head.input.rest], -1))))
+    x = plain_norm(head.norm, F.linear(dense, torch.cat([head.input.stoch.t(), head.input.rest], -1)))
     torch.testing.assert_close(head(state), head.output(head.hidden(x)))

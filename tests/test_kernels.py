@@ -1,0 +1,81 @@
+"""The C kernels against float64, and what a person is told where they cannot be built."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dreamer import kernels
+
+EPS = 1e-3
+
+
+def both(rows: int, columns: int, threads: int):
+    """Output and gradients of x, weight and bias: by the kernels in bfloat16 and by torch in float64."""
+    generator = torch.Generator().manual_seed(rows + columns)
+    x = (2 * torch.randn(rows, columns, generator=generator) + 0.3).bfloat16()
+    weight, bias = torch.randn(2, columns, generator=generator)
+    gradient = torch.randn(rows, columns, generator=generator).bfloat16()
+    found = []
+    for dtype in (torch.bfloat16, torch.float64):
+        inputs = [part.detach().clone().requires_grad_() for part in (x, weight, bias)]
+        if dtype == torch.float64:
+            inputs = [part.detach().double().requires_grad_() for part in inputs]
+            y = F.silu(F.layer_norm(inputs[0], (columns,), inputs[1], inputs[2], EPS))
+        else:
+            before = torch.get_num_threads()
+            torch.set_num_threads(threads)
+            y = kernels.load().norm_silu(*inputs, EPS)
+        found.append((y, *torch.autograd.grad(y, inputs, gradient.to(dtype))))
+    torch.set_num_threads(before)
+    return found
+
+
+# Widths with code of their own and without, fewer rows than threads, more than a tile, tiles that are not full.
+SHAPES = [(1, 16), (1031, 16), (333, 32), (257, 64), (100, 24), (7, 1536), (40_000, 128)]
+
+
+@pytest.mark.parametrize("rows, columns", SHAPES)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_equal_to_float64(rows, columns, threads):
+    fast, exact = both(rows, columns, threads)
+    for name, one, other in zip(("y", "x", "weight", "bias"), fast, exact, strict=True):
+        # y and the gradient of x are rounded to bfloat16's 8 bits; the sums are float32's.
+        tolerance = {"y": 2**-8, "x": 2**-7, "weight": 1e-5, "bias": 1e-5}[name]
+        assert (one.double() - other).norm() <= tolerance * other.norm(), name
+        if name in ("y", "x"):
+            assert (one.double() - other).abs().max() <= 2**-7 * other.abs().max(), name
+
+
+def test_extremes_do_not_overflow_and_nan_stays():
+    x = torch.tensor([[-3e38, 3e38, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0], [float("nan"), 0.0, 1.0, 2.0]]).bfloat16()
+    weight, bias = torch.full((4,), 300.0), torch.zeros(4)
+    x[0] /= 2.0**64
+    y = kernels.load().norm_silu(x, weight, bias, EPS)
+    assert y[:2].isfinite().all() and (y[1] == 0).all()
+    assert y[0, 0].abs() < 1e-30 and y[0, 1] > 400  # silu of a large negative number is 0, of a large positive one itself
+    assert y[2].isnan().all()
+
+
+def test_layouts_that_are_not_contiguous():
+    x = torch.randn(2, 24, 5, 5).bfloat16().permute(0, 2, 3, 1).requires_grad_()
+    weight, bias = torch.ones(24), torch.zeros(24)
+    y = kernels.load().norm_silu(x, weight, bias, EPS)
+    (gradient,) = torch.autograd.grad(y.sum(-1).permute(1, 2, 0).sum(), x)
+    plain = F.silu(F.layer_norm(x.double(), (24,), eps=EPS))
+    assert (y.double() - plain).abs().max() < 0.02
+    assert (gradient.double() - torch.autograd.grad(plain.sum(), x)[0].double()).abs().max() < 0.02
+
+
+@pytest.mark.parametrize(
+    "compiler, told", [("no-such-compiler", "finds none; install gcc"), ("false", "false cannot build kernels.c")]
+)
+def test_a_compiler_that_is_missing_or_fails_is_told_in_one_line(compiler, told, tmp_path):
+    code = "from dreamer import kernels, config\ntry: kernels.load()\nexcept config.ConfigError as error: print(error)"
+    environment = {**os.environ, "CC": compiler, "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert told in done.stdout and done.stdout.count("\n") == 1
+    assert not list(tmp_path.rglob("*.so"))
