@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from dreamer import kernels
 from dreamer.actor_critic import ActorCritic
+from dreamer.captured import Captured
 from dreamer.config import AgentConfig, ComputeConfig, ConfigError, OptimizerConfig
 from dreamer.networks import NormSiLU, State, centered
-from dreamer.replay import Batch
+from dreamer.replay import Batch, Context
 from dreamer.world_model import WorldModel
 
 
@@ -42,24 +43,26 @@ class Agent(nn.Module):
         self.world_model = WorldModel(config.model, config.losses, actions)
         self.actor_critic = ActorCritic(config.model, config.behavior, self.world_model.sizes, actions)
         self.to(self.device)
-        if compute.compile and self.device.type == "cpu":
-            for module in self.modules():
-                if isinstance(module, NormSiLU):
-                    module.kernels = kernels.load()
         self.updates = 0
         self.optimizers = {
             "model": _Optimizer(self.world_model, config.optimizers.model),
             "actor": _Optimizer(self.actor_critic.actor, config.optimizers.actor),
             "critic": _Optimizer(self.actor_critic.critic, config.optimizers.critic),
         }
+        self._learn = self._update
+        if compute.compile and self.device.type == "cuda":
+            self._learn = Captured(self._update)
+        elif compute.compile:
+            for module in self.modules():
+                if isinstance(module, NormSiLU):
+                    module.kernels = kernels.load()
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.compute.precision == "bfloat16")
 
-    def one_hot(self, action: np.ndarray) -> Tensor:
-        """Indices (...) to (..., A) float on the device; NO_ACTION becomes zeros."""
-        index = torch.as_tensor(action, device=self.device) + 1
-        return F.one_hot(index, self.actions + 1)[..., 1:].float()
+    def one_hot(self, action: Tensor) -> Tensor:
+        """Indices (...) to (..., A) float; NO_ACTION becomes zeros."""
+        return F.one_hot(action + 1, self.actions + 1)[..., 1:].float()
 
     def update(self, batch: Batch) -> tuple[dict[str, Tensor], State]:
         """One gradient step of world model, actor and critic each (section 4). No sync with the device.
@@ -67,20 +70,36 @@ class Agent(nn.Module):
         Returns:
             metrics, scalars on the device; and the posterior states: classes (B, T, S) int64 and h (B, T, D)
         """
-        obs, reward, is_first, is_terminal = (
-            torch.as_tensor(x, device=self.device) for x in (batch.obs, batch.reward, batch.is_first, batch.is_terminal)
-        )
-        context = None
-        if batch.context is not None:
-            stoch, deter, known = (
-                torch.as_tensor(x, device=self.device)
-                for x in (batch.context.stoch, batch.context.deter, batch.context.known)
-            )
-            context = State(stoch.long(), deter)
-            is_first = torch.cat([is_first[:, :1] | ~known[:, None], is_first[:, 1:]], 1)
+        model = self.config.model
+        context = batch.context or Context.unknown(len(batch.obs), model.stoch, model.deter)
+        parts = [batch.obs, batch.action, batch.reward, batch.is_first, batch.is_terminal]
+        parts += [context.stoch, context.deter, context.known]
+        metrics, states = self._learn(*map(self._to_device, parts))
+        self.updates += 1
+        self.actor_critic.update_slow_critic(self.updates)
+        return metrics, State(*states)
+
+    def _to_device(self, array: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+
+    def _update(
+        self,
+        obs: Tensor,
+        action: Tensor,
+        reward: Tensor,
+        is_first: Tensor,
+        is_terminal: Tensor,
+        stoch: Tensor,
+        deter: Tensor,
+        known: Tensor,
+    ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
+        """All of `update` that happens on the device."""
+        start = State(stoch.long(), deter)
+        is_first = torch.cat([is_first[:, :1] | ~known[:, None], is_first[:, 1:]], 1)
         with self.autocast():
             loss, metrics, states = self.world_model.loss(
-                obs, self.one_hot(batch.action), reward, is_first, is_terminal, context
+                obs, self.one_hot(action), reward, is_first, is_terminal, start
             )
         metrics["model_grad_norm"] = self.optimizers["model"].step(loss)
         starts = slice(None, self.config.behavior.imag_starts or None)
@@ -90,9 +109,7 @@ class Agent(nn.Module):
         metrics.update(behavior_metrics)
         metrics["actor_grad_norm"] = self.optimizers["actor"].step(actor_loss)
         metrics["critic_grad_norm"] = self.optimizers["critic"].step(critic_loss)
-        self.updates += 1
-        self.actor_critic.update_slow_critic(self.updates)
-        return metrics, states
+        return metrics, (states.index, states.deter)
 
     def policy(self, greedy: bool = False) -> "AgentPolicy":
         """A policy with a memory of its own. Greedy takes the modes of latent and action, else both are sampled."""
@@ -102,9 +119,9 @@ class Agent(nn.Module):
         """`WorldModel.open_loop` of a batch, (B, T, 64, 64, 3) uint8."""
         with self.autocast():
             prediction = self.world_model.open_loop(
-                torch.as_tensor(batch.obs, device=self.device),
-                self.one_hot(batch.action),
-                torch.as_tensor(batch.is_first, device=self.device),
+                self._to_device(batch.obs),
+                self.one_hot(self._to_device(batch.action)),
+                self._to_device(batch.is_first),
                 context,
             )
         return prediction.cpu().numpy()
@@ -130,12 +147,17 @@ class _Optimizer:
     def __init__(self, network: nn.Module, config: OptimizerConfig):
         self.parameters = list(network.parameters())
         self.grad_clip = config.grad_clip
-        self.adam = torch.optim.Adam(self.parameters, lr=config.lr, eps=config.eps, fused=True)
+        on_gpu = self.parameters[0].is_cuda
+        self.adam = torch.optim.Adam(self.parameters, lr=config.lr, eps=config.eps, fused=True, capturable=on_gpu)
 
     def step(self, loss: Tensor) -> Tensor:
         """Returns the gradient's norm before clipping. No other network's gradient is touched."""
         self.adam.zero_grad(set_to_none=True)
         loss.backward(inputs=self.parameters)
+        return self.apply()
+
+    def apply(self) -> Tensor:
+        """The step with the gradients as they are."""
         norm = nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)
         self.adam.step()
         return norm

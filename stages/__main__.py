@@ -1,11 +1,14 @@
 """`python -m stages NAME [arguments]` runs one script. An error that a user can cause becomes one line, exit code 1."""
 
 import errno
+import gc
 import importlib
 import os
 import signal
 import sys
 from pathlib import Path
+
+from stages.allocator import keep_freed_memory
 
 SCRIPTS = ("collect", "train", "evaluate", "render", "report", "play", "bench")
 
@@ -23,7 +26,8 @@ TOLD = {
 
 
 def main() -> None:
-    # Before torch is loaded: threads that wait for each other must not spin while an emulator wants the core.
+    # Before torch is loaded: its threads spin while they wait for each other, which on shared cores takes up to 15 times
+    # as long. A short spin is best. It goes before OMP_WAIT_POLICY, which would only choose between long and none.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # leaves every `with` on its way out
     if len(sys.argv) < 2 or sys.argv[1] not in SCRIPTS:
@@ -31,14 +35,12 @@ def main() -> None:
         sys.exit(f"error: unknown stage {given}; known: {', '.join(SCRIPTS)}")
     name = sys.argv.pop(1)
     sys.argv[0] = name
-    os.environ.setdefault(
-        "OMP_WAIT_POLICY", "PASSIVE"
-    )  # torch's threads spin otherwise: 15 times slower on shared cores
     try:
         if name != "play":  # which must tell its --help even then
             from stages import params
 
             params.load()  # before the stage's module, whose imports take seconds
+        keep_freed_memory()
         importlib.import_module(f"stages.{name}").main()
     except KeyboardInterrupt:
         sys.exit(130)
@@ -46,6 +48,8 @@ def main() -> None:
         if (line := told(error)) is None:
             raise
         sys.exit(f"error: {line}")
+    finally:
+        gc.freeze()  # else Python, on its way out, searches all that MLflow and torch made for garbage: a second or two
 
 
 def told(error: Exception) -> str | None:

@@ -10,19 +10,22 @@ import multiprocessing
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from dreamer.agent import Agent
 from dreamer.config import AgentConfig, ComputeConfig, ReplayConfig
 from dreamer.mario import ACTIONS, SCREEN, make_env
+from dreamer.networks import centered
 from dreamer.replay import Batch, Replay
 from dreamer.rollout import RandomPolicy, Rollout, Steps, episode_seeds
 from stages import git, provenance
+from stages.allocator import keep_freed_memory
 from stages.params import load
 from stages.paths import REPORTS
 
@@ -57,6 +60,7 @@ def random_batch(batch: int, length: int) -> Batch:
 
 def measure_size(size: str, config: AgentConfig, compute: ComputeConfig, repeats: int) -> dict[str, float]:
     """An update and its parts, acting for 1 and 8 environments (ms), peak memory (GB)."""
+    keep_freed_memory()
     (deter, hidden, units, stoch, classes, depth), (length, steps) = SIZES[size]
     model = replace(
         config.model, deter=deter, hidden=hidden, units=units, stoch=stoch, classes=classes, depth=depth, layers=3
@@ -69,35 +73,41 @@ def measure_size(size: str, config: AgentConfig, compute: ComputeConfig, repeats
     else:
         found["memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     world, behavior = agent.world_model, agent.actor_critic
-    obs, reward, first, last = (
-        torch.as_tensor(x, device=device) for x in (batch.obs, batch.reward, batch.is_first, batch.is_terminal)
+    obs, reward, first, last, action = (
+        torch.as_tensor(x, device=device)
+        for x in (batch.obs, batch.reward, batch.is_first, batch.is_terminal, batch.action)
     )
-    action = agent.one_hot(batch.action)
+    pixels, action = centered(obs), agent.one_hot(action)
 
     def timed(work: Callable[[], Any]) -> float:
         with agent.autocast():
             return median_ms(work, device, max(3, repeats // 2), 1)
 
-    found["encoder"] = timed(lambda: world.encoder(obs))
-    embed = world.encoder(obs).detach()
+    def backward(losses: Callable[[], Sequence[Tensor]], networks: Sequence[nn.Module]) -> float:
+        def work() -> None:
+            for loss, network in zip(losses(), networks, strict=True):
+                torch.autograd.grad(loss, list(network.parameters()))
+
+        return timed(work)
+
+    found["encoder"] = timed(lambda: world.encoder(pixels))
+    with agent.autocast():
+        embed = world.encoder(pixels).detach()
     found["observe"] = timed(lambda: world.rssm.observe(embed, action, first))
-    forward = timed(lambda: world.loss(obs, action, reward, first, last))
+    model_loss = lambda: world.loss(obs, action, reward, first, last)  # noqa: E731
+    forward = timed(model_loss)
     found["decoder and heads"] = forward - found["encoder"] - found["observe"]
-    found["model backward and step"] = (
-        timed(lambda: agent.optimizers["model"].step(world.loss(obs, action, reward, first, last)[0])) - forward
-    )
-    start = tuple(part.flatten(0, 1) for part in world.loss(obs, action, reward, first, last)[2])
-    with torch.no_grad():
-        found["imagine"] = timed(lambda: behavior.imagine(world, start))
+    found["model backward"] = backward(lambda: model_loss()[:1], [world]) - forward
+    found["model optimizer"] = timed(agent.optimizers["model"].apply)
+    with agent.autocast():
+        start = model_loss()[2].map(lambda part: part.flatten(0, 1))
+    found["imagine"] = timed(lambda: behavior.imagine(world, start, True))
     losses = timed(lambda: behavior.losses(world, start))
-    found["returns, actor and critic"] = losses - found["imagine"]
-
-    def step() -> None:
-        actor, critic, _ = behavior.losses(world, start)
-        agent.optimizers["actor"].step(actor)
-        agent.optimizers["critic"].step(critic)
-
-    found["their backward and step"] = timed(step) - losses
+    found["heads and returns"] = losses - found["imagine"]
+    found["actor and critic backward"] = (
+        backward(lambda: behavior.losses(world, start)[:2], [behavior.actor, behavior.critic]) - losses
+    )
+    found["their optimizers"] = timed(lambda: (agent.optimizers["actor"].apply(), agent.optimizers["critic"].apply()))
     for n in (1, 8):
         policy = agent.policy()
         seen, fresh = np.zeros((n, 64, 64, 3), np.uint8), np.zeros(n, bool)
@@ -161,7 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", default=",".join(SIZES), help="comma-separated; default: %(default)s")
     parser.add_argument("--precisions", default="float32,bfloat16", help="default: %(default)s")
-    parser.add_argument("--compile", action="store_true", help="measure compiled networks as well")
+    parser.add_argument("--eager", action="store_true", help="leave out what compute.compile: true brings")
     parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
     options = parser.parse_args()
     params = load()
@@ -174,7 +184,9 @@ def main() -> None:
     }
     for size in options.sizes.split(","):
         for precision in options.precisions.split(","):
-            for compiled in (False, True) if options.compile else (False,):
+            for compiled in (False,) if options.eager else (False, True):
+                if compiled and precision == "float32" and not torch.cuda.is_available():
+                    continue  # the CPU's kernels are for bfloat16
                 compute = ComputeConfig(params.compute.device, precision, compiled)
                 name = f"{size} {precision}{' compiled' if compiled else ''}"
                 found = _alone(measure_size, size, params.agent, compute, options.repeats)

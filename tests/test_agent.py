@@ -128,7 +128,9 @@ def test_what_was_before_an_episode_does_not_matter(initial):
     for each in (batch, other):
         torch.manual_seed(0)
         embed = agent.world_model.encoder(centered(torch.as_tensor(each.obs)))
-        _, state = agent.world_model.rssm.observe(embed, agent.one_hot(each.action), torch.as_tensor(each.is_first))
+        _, state = agent.world_model.rssm.observe(
+            embed, agent.one_hot(torch.as_tensor(each.action)), torch.as_tensor(each.is_first)
+        )
         states.append(state.deter)
     torch.testing.assert_close(states[0][:, start:], states[1][:, start:])
     assert not torch.allclose(states[0][:, start - 1], states[1][:, start - 1])
@@ -166,7 +168,7 @@ class TestGradients:
         batch = random_batch()
         loss, _, state = fitted.world_model.loss(
             torch.as_tensor(batch.obs),
-            fitted.one_hot(batch.action),
+            fitted.one_hot(torch.as_tensor(batch.action)),
             *(torch.as_tensor(value) for value in (batch.reward, batch.is_first, batch.is_terminal)),
         )
         fitted.world_model.zero_grad()
