@@ -26,8 +26,8 @@ TOLD = {
 
 
 def main() -> None:
-    # Before torch is loaded: its threads spin while they wait for each other, which on shared cores takes up to 15 times
-    # as long. A short spin is best. It goes before OMP_WAIT_POLICY, which would only choose between long and none.
+    # Before torch is loaded: its threads spin while they wait for each other, which on shared cores takes up to 15
+    # times as long. A short spin is best; it goes before OMP_WAIT_POLICY, which could only choose a long one or none.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # leaves every `with` on its way out
     if len(sys.argv) < 2 or sys.argv[1] not in SCRIPTS:
