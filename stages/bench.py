@@ -5,6 +5,7 @@ own, so that its peak memory is its own.
 """
 
 import argparse
+import functools
 import json
 import multiprocessing
 import resource
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from dreamer.agent import Agent
 from dreamer.config import AgentConfig, ComputeConfig, ReplayConfig
-from dreamer.mario import ACTIONS, SCREEN, make_env
+from dreamer.mario import ACTIONS, make_env
 from dreamer.networks import centered
 from dreamer.replay import Batch, Replay
 from dreamer.rollout import RandomPolicy, Rollout, Steps, episode_seeds
@@ -116,34 +117,47 @@ def measure_size(size: str, config: AgentConfig, compute: ComputeConfig, repeats
 
 
 def measure_game(env_config: Any) -> dict[str, float]:
-    """Decisions a second: the bare emulator, the environment, and a rollout of two beside it on two threads."""
-    env = make_env(replace(env_config, stall_limit=0, time_limit=10**6))
-    repeat, decisions = env.config.action_repeat, 150
+    """Decisions a second: the bare emulator, the environment, and rollouts of several, each in a thread.
 
-    def bare() -> None:
-        for _ in range(decisions * repeat):
-            env._game._env.frame_advance(0)
+    They take turns, 24 decisions each, so that whatever else the machine does slows them alike.
+    """
+    config = replace(env_config, stall_limit=0, time_limit=10**6)
+    bare, played, repeat, turn = make_env(config), make_env(config), config.action_repeat, 24
 
-    def played() -> None:
-        for _ in range(decisions):
-            env.step(0)
+    def emulate() -> int:
+        for _ in range(turn * repeat):
+            bare._game._env.frame_advance(0)
+        return turn
 
-    env.reset(seed=0)
-    cpu = torch.device("cpu")
-    found = {
-        name: 1000 * decisions / median_ms(work, cpu, 5, 1) for name, work in (("bare", bare), ("environment", played))
-    }
-    rollout = Rollout([make_env(env_config) for _ in range(2)], RandomPolicy([1] * 7, 0), episode_seeds(0, "bench"))
+    def play() -> int:
+        for _ in range(turn):
+            played.step(0)
+        return turn
 
-    def rolled() -> None:
+    def roll(rollout: Rollout) -> int:
         taken = 0
-        while taken < decisions:
+        while taken < turn:
             taken += rollout.step()[2]
+        return taken
 
-    found["rollout of 2"] = 1000 * decisions / median_ms(rolled, cpu, 5, 1)
-    rollout.stop()
-    assert env.render().shape == SCREEN
-    return found
+    rollouts = {
+        n: Rollout([make_env(config) for _ in range(n)], RandomPolicy([1] * 7, 0), episode_seeds(0, "bench"))
+        for n in (1, 2, 8)
+    }
+    works = {"bare": emulate, "environment": play}
+    works |= {f"rollout of {n}": functools.partial(roll, rollout) for n, rollout in rollouts.items()}
+    rates: dict[str, list[float]] = {name: [] for name in works}
+    for env in (bare, played):
+        env.reset(options={"noops": 0})
+    for _ in range(2 + 20):
+        for name, work in works.items():
+            start = time.perf_counter()
+            rates[name].append(work() / (time.perf_counter() - start))
+    for rollout in rollouts.values():
+        rollout.stop()
+    found = {name: statistics.median(each[2:]) for name, each in rates.items()}
+    shares = [100 * env / alone for alone, env in zip(rates["bare"][2:], rates["environment"][2:], strict=True)]
+    return found | {"environment, % of bare": statistics.median(shares)}
 
 
 def measure_sampling() -> dict[str, float]:
