@@ -264,28 +264,24 @@ def test_the_starts_of_imagination_can_be_limited():
     assert seen == [4 * 3]
 
 
-def test_bfloat16_agrees_with_float32():
-    losses = {}
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_bfloat16_agrees_with_float32(compiled):
+    """Losses within 3%; gradients, before Adam rescales them, with a cosine of at least 0.98 (found: 0.991 to 1)."""
+    losses, gradients = [], []
     for precision in ("float32", "bfloat16"):
         torch.manual_seed(0)
-        agent = Agent(agent_config(), ComputeConfig("cpu", precision, False), 7)
-        torch.manual_seed(1)
-        losses[precision], _ = agent.update(random_batch())
-    for name in ("model_loss", "image_loss", "reward_loss", "value_loss", "continue_loss"):
-        assert losses["bfloat16"][name].item() == pytest.approx(losses["float32"][name].item(), rel=0.03), name
-    assert next(agent.parameters()).dtype == torch.float32  # mixed: the weights stay exact
-
-
-def test_compiled_agrees_with_eager():
-    losses = []
-    for compiled in (False, True):
-        torch.manual_seed(0)
-        agent = Agent(agent_config(), ComputeConfig("cpu", "float32", compiled), 7)
+        agent = Agent(agent_config(), ComputeConfig("cpu", precision, compiled), 7)
         torch.manual_seed(1)
         losses.append(agent.update(random_batch())[0])
+        assert next(agent.parameters()).dtype == torch.float32  # mixed: the weights stay exact
         name, weights = next(iter(agent.state_dict().items()))
-        assert "_orig_mod" not in name and weights.isfinite().all()  # checkpoints of both are the same
-    assert losses[1]["image_loss"].item() == pytest.approx(losses[0]["image_loss"].item(), rel=1e-3)
+        assert "_orig_mod" not in name and weights.isfinite().all()  # checkpoints of all are the same
+        moments = {name: optimizer.adam.state.values() for name, optimizer in agent.optimizers.items()}
+        gradients.append({name: torch.cat([m["exp_avg"].flatten() for m in each]) for name, each in moments.items()})
+    for name in ("model_loss", "image_loss", "reward_loss", "value_loss", "continue_loss"):
+        assert losses[1][name].item() == pytest.approx(losses[0][name].item(), rel=0.03), name
+    for name, exact in gradients[0].items():
+        assert F.cosine_similarity(gradients[1][name], exact, dim=0) > 0.98, name
 
 
 class TestPolicy:
