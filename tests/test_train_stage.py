@@ -108,6 +108,7 @@ def test_what_training_leaves(straight):
     assert not list(straight.glob("**/*.tmp")) and not list(straight.glob("**/*.new"))
     state = torch.load(straight / "checkpoints/latest.pt", weights_only=True)
     assert state["frames"] == 3000 and state["counters"]["decisions"] == 750
+    assert "contexts" not in state["replay"] and state["posterior"] is None  # of use to further training alone
     best = torch.load(straight / "checkpoints/best.pt", weights_only=True)
     evaluations = rows(straight / "reports/training/evaluations.csv")
     assert [int(row["frames"]) for row in evaluations] == [1200, 2400, 3000]
