@@ -1,6 +1,7 @@
 """Actor and critic, learned in imagination (sections 2.6, 2.7 and 3.2)."""
 
 import copy
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,22 @@ from dreamer.config import BehaviorConfig, ModelConfig
 from dreamer.distributions import BUCKETS, OneHot, TwoHot
 from dreamer.networks import MLP, Sizes, State
 from dreamer.returns import ReturnNormalizer, discount_weights, lambda_return
+from dreamer.rssm import RSSM
 from dreamer.world_model import WorldModel
+
+
+@dataclass
+class Dream:
+    """What was imagined from N starts, and what it is worth."""
+
+    states: State  # s_0 to s_{H-1}, (H, N, ...), constants
+    action: Tensor  # (H, N, A)
+    policy: OneHot  # (H, N, A), where the actions come from
+    prediction: TwoHot  # (H, N), the critic's
+    reward: Tensor  # (H, N)
+    value: Tensor  # (H, N)
+    returns: Tensor  # (H, N)
+    weights: Tensor  # (H, N), how likely imagination gets there, discounted
 
 
 class ActorCritic(nn.Module):
@@ -26,37 +42,43 @@ class ActorCritic(nn.Module):
     def policy(self, state: State) -> OneHot:
         return OneHot(self.actor(state), self.unimix)
 
-    def imagine(self, world_model: WorldModel, start: State, constant: bool) -> tuple[State, Tensor, Tensor]:
+    def imagine(
+        self, rssm: RSSM, start: State, uniform_action: Tensor, uniform_state: Tensor, constant: bool
+    ) -> tuple[State, Tensor, Tensor]:
         """Follows the policy inside the world model.
 
         Args:
+            rssm: `WorldModel.constant_rssm`
             start: N states
+            uniform_action, uniform_state: variates to draw with, (H, N) and (H, N, S)
             constant: the states take no gradient; the logits do, always
 
         Returns:
             states s_0 to s_H, (H + 1, N, ...), actions a_0 to a_{H-1} and the policy's logits of them, (H, N, A)
         """
-        rssm, horizon = world_model.constant_rssm(), self.config.imag_horizon
-        actor = self.actor.unrolled(horizon, len(start.index))
+        actor = self.actor.unrolled(*uniform_action.shape)
         states, actions, logits = [start], [], []
-        for _ in range(horizon):
+        for uniform_a, uniform_z in zip(uniform_action, uniform_state, strict=True):
             # The policy is a function of the state's value, not of how it came about.
             logits.append(actor(states[-1].detach()))
             with torch.set_grad_enabled(not constant):
-                actions.append(OneHot(logits[-1].detach() if constant else logits[-1], self.unimix).sample())
-                states.append(rssm.img_step(states[-1], actions[-1]))
+                policy = OneHot(logits[-1].detach() if constant else logits[-1], self.unimix)
+                actions.append(policy.sample(uniform_a))
+                states.append(rssm.img_step(states[-1], actions[-1], uniform_z))
         index, deter, probs = zip(*states, strict=True)
         straight = None if probs[-1] is None else torch.stack([torch.zeros_like(probs[-1]), *probs[1:]])
         return State(torch.stack(index), torch.stack(deter), straight), torch.stack(actions), torch.stack(logits)
 
-    def losses(self, world_model: WorldModel, start: State) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Actor loss, critic loss and metrics. Gradients are meant for the actor and the critic respectively, alone.
+    def dream(
+        self, world_model: WorldModel, rssm: RSSM, start: State, uniform_action: Tensor, uniform_state: Tensor
+    ) -> Dream:
+        """Imagines, and judges what was imagined; arguments as in `imagine`.
 
         With REINFORCE the imagined trajectory is a constant: no graph of it is kept, and the critic's one pass over it
         serves as baseline, bootstrap and prediction. The actor's pass is the one that imagined.
         """
         constant = self.config.imag_gradient == "reinforce"
-        trajectory, action, logits = self.imagine(world_model, start, constant)
+        trajectory, action, logits = self.imagine(rssm, start, uniform_action, uniform_state, constant)
         with torch.set_grad_enabled(not constant):
             reward = world_model.reward(trajectory.map(lambda part: part[1:])).mean()
             discount = self.config.discount * torch.sigmoid(world_model.continue_logit(trajectory))
@@ -70,30 +92,34 @@ class ActorCritic(nn.Module):
             *value, bootstrap = TwoHot(self.critic(trajectory)).mean().unbind()
             value = torch.stack(value)
         returns = lambda_return(reward, value, discount[1:], bootstrap, self.config.discount_lambda)
-        weights = discount_weights(discount.detach())[:-1]  # (H, N)
-        actor_loss, actor_metrics = self._actor_loss(OneHot(logits, self.unimix), action, returns, value, weights)
-        critic_loss = self._critic_loss(states, prediction, returns.detach(), weights)
-        metrics = {
-            **actor_metrics,
-            "value_loss": critic_loss.detach(),
-            "imag_reward": reward.detach().mean(),
-            "imag_return": returns.detach().mean(),
-            "imag_value": value.detach().mean(),
-        }
+        weights = discount_weights(discount.detach())[:-1]
+        return Dream(states, action, OneHot(logits, self.unimix), prediction, reward, value, returns, weights)
+
+    def losses(self, dream: Dream, scale: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Actor loss, critic loss and metrics. Gradients are meant for the actor and the critic respectively, alone.
+
+        Args:
+            scale: of the returns, from the normalizer
+        """
+        actor_loss, metrics = self._actor_loss(dream, scale)
+        critic_loss = self._critic_loss(dream)
+        metrics.update(
+            value_loss=critic_loss.detach(),
+            imag_reward=dream.reward.detach().mean(),
+            imag_return=dream.returns.detach().mean(),
+            imag_value=dream.value.detach().mean(),
+        )
         return actor_loss, critic_loss, metrics
 
-    def _actor_loss(
-        self, policy: OneHot, action: Tensor, returns: Tensor, value: Tensor, weights: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _actor_loss(self, dream: Dream, scale: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Section 3.2.2. All three estimators see the same advantage, in units of max(1, S), so that the entropy's
         weight means the same for each."""
-        _, scale = self.normalizer(returns)
-        advantage = (returns - value) / scale
-        reinforce = advantage.detach() * policy.log_prob(action.detach())
+        advantage = (dream.returns - dream.value) / scale
+        reinforce = advantage.detach() * dream.policy.log_prob(dream.action.detach())
         mix = {"reinforce": 0.0, "dynamics": 1.0, "both": self.config.imag_gradient_mix}[self.config.imag_gradient]
         objective = mix * advantage + (1 - mix) * reinforce
-        entropy = policy.entropy()
-        loss = -(weights * objective + self.config.entropy * entropy).mean()
+        entropy = dream.policy.entropy()
+        loss = -(dream.weights * objective + self.config.entropy * entropy).mean()
         metrics = {
             "actor_loss": loss.detach(),
             "policy_entropy": entropy.detach().mean(),
@@ -102,14 +128,14 @@ class ActorCritic(nn.Module):
         }
         return loss, metrics
 
-    def _critic_loss(self, states: State, prediction: TwoHot, returns: Tensor, weights: Tensor) -> Tensor:
+    def _critic_loss(self, dream: Dream) -> Tensor:
         """Section 3.2.3: the critic's prediction towards the λ-returns, and towards its own slow copy."""
-        loss = -prediction.log_prob(returns)
+        loss = -dream.prediction.log_prob(dream.returns.detach())
         if self.config.slow_target:
             with torch.no_grad():
-                slow = TwoHot(self.slow_critic(states)).mean()
-            loss = loss - prediction.log_prob(slow)
-        return (weights * loss).mean()
+                slow = TwoHot(self.slow_critic(dream.states)).mean()
+            loss = loss - dream.prediction.log_prob(slow)
+        return (dream.weights * loss).mean()
 
     @torch.no_grad()
     def update_slow_critic(self, updates: int) -> None:

@@ -1,5 +1,6 @@
 """The agent: acts in the game, and updates all it has learned from one batch."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamer import kernels
-from dreamer.actor_critic import ActorCritic
+from dreamer.actor_critic import ActorCritic, Dream
 from dreamer.captured import Captured
 from dreamer.config import AgentConfig, ComputeConfig, ConfigError, OptimizerConfig
 from dreamer.networks import NormSiLU, State, centered
+from dreamer.parts import Parts, summed
 from dreamer.replay import Batch, Context
 from dreamer.world_model import WorldModel
 
@@ -49,6 +51,7 @@ class Agent(nn.Module):
             "actor": _Optimizer(self.actor_critic.actor, config.optimizers.actor),
             "critic": _Optimizer(self.actor_critic.critic, config.optimizers.critic),
         }
+        self._parts = Parts(self.device)
         self._learn = self._update
         if compute.compile and self.device.type == "cuda":
             self._learn = Captured(self._update)
@@ -58,7 +61,9 @@ class Agent(nn.Module):
                     module.kernels = kernels.load()
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.compute.precision == "bfloat16")
+        # Each part casts for itself: a cast in common would belong to the graphs of all.
+        mixed = self.compute.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=mixed, cache_enabled=False)
 
     def one_hot(self, action: Tensor) -> Tensor:
         """Indices (...) to (..., A) float; NO_ACTION becomes zeros."""
@@ -95,21 +100,68 @@ class Agent(nn.Module):
         known: Tensor,
     ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
         """All of `update` that happens on the device."""
-        start = State(stoch.long(), deter)
+        model, behavior = self.config.model, self.config.behavior
+        batch, length = is_first.shape
         is_first = torch.cat([is_first[:, :1] | ~known[:, None], is_first[:, 1:]], 1)
+        inputs = (obs, self.one_hot(action), reward, is_first, is_terminal)
+        starts = behavior.imag_starts or length
+        # Drawn here for all parts, so that which of them is faster decides nothing.
+        uniform_post = torch.rand(batch, length, model.stoch, device=self.device)
+        uniform_action = torch.rand(behavior.imag_horizon, batch, starts, device=self.device)
+        uniform_prior = torch.rand(*uniform_action.shape, model.stoch, device=self.device)
+
+        rows = self._parts.rows(batch)
+        shares = [(part.stop - part.start) / batch for part in rows]
+
+        def learn(part: slice, share: float) -> tuple[list[Tensor], list[Tensor], State]:
+            context = State(stoch[part].long(), deter[part])
+            with self.autocast():
+                loss, metrics, states = self.world_model.loss(*(x[part] for x in inputs), context, uniform_post[part])
+            return *self._shares(share, {"model": loss}, metrics), states
+
+        gradients, measured, states = zip(*self._parts.map(learn, rows, shares), strict=True)
+        metrics = _total(measured)
+        metrics["model_grad_norm"] = self.optimizers["model"].step(summed([each["model"] for each in gradients]))
         with self.autocast():
-            loss, metrics, states = self.world_model.loss(
-                obs, self.one_hot(action), reward, is_first, is_terminal, start
+            rssm = self.world_model.constant_rssm()
+
+        def dream(part: slice, states: State) -> Dream:
+            start = states.map(lambda x: x[:, :starts].flatten(0, 1))
+            with self.autocast():
+                return self.actor_critic.dream(
+                    self.world_model,
+                    rssm,
+                    start,
+                    uniform_action[:, part, :starts].flatten(1, 2),
+                    uniform_prior[:, part, :starts].flatten(1, 2),
+                )
+
+        dreams = self._parts.map(dream, rows, states)
+        _, scale = self.actor_critic.normalizer(torch.cat([each.returns.detach() for each in dreams], 1))
+
+        def behave(each: Dream, share: float) -> tuple[dict[str, list[Tensor]], dict[str, Tensor]]:
+            with self.autocast():
+                actor_loss, critic_loss, metrics = self.actor_critic.losses(each, scale)
+            return self._shares(share, {"actor": actor_loss, "critic": critic_loss}, metrics)
+
+        gradients, measured = zip(*self._parts.map(behave, dreams, shares), strict=True)
+        metrics.update(_total(measured))
+        for name in ("actor", "critic"):
+            norm = self.optimizers[name].step(summed([each[name] for each in gradients]))
+            metrics[f"{name}_grad_norm"] = norm
+        return metrics, (torch.cat([each.index for each in states]), torch.cat([each.deter for each in states]))
+
+    def _shares(
+        self, share: float, losses: dict[str, Tensor], metrics: dict[str, Tensor]
+    ) -> tuple[dict[str, list[Tensor]], dict[str, Tensor]]:
+        """A part's share of the gradients, by optimizer, and of the metrics, all of which are means."""
+        gradients = {
+            name: list(
+                torch.autograd.grad(share * loss, self.optimizers[name].parameters, retain_graph=len(losses) > 1)
             )
-        metrics["model_grad_norm"] = self.optimizers["model"].step(loss)
-        starts = slice(None, self.config.behavior.imag_starts or None)
-        start = states.map(lambda part: part[:, starts].flatten(0, 1))
-        with self.autocast():
-            actor_loss, critic_loss, behavior_metrics = self.actor_critic.losses(self.world_model, start)
-        metrics.update(behavior_metrics)
-        metrics["actor_grad_norm"] = self.optimizers["actor"].step(actor_loss)
-        metrics["critic_grad_norm"] = self.optimizers["critic"].step(critic_loss)
-        return metrics, (states.index, states.deter)
+            for name, loss in losses.items()
+        }
+        return gradients, {name: share * value for name, value in metrics.items()}
 
     def policy(self, greedy: bool = False) -> "AgentPolicy":
         """A policy with a memory of its own. Greedy takes the modes of latent and action, else both are sampled."""
@@ -141,6 +193,10 @@ class Agent(nn.Module):
         self.updates = state["updates"]
 
 
+def _total(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([part[name] for part in parts]).sum(0) for name in parts[0]}
+
+
 class _Optimizer:
     """Adam on one network, with its gradient clipped by global norm (section 5.8)."""
 
@@ -150,16 +206,15 @@ class _Optimizer:
         on_gpu = self.parameters[0].is_cuda
         self.adam = torch.optim.Adam(self.parameters, lr=config.lr, eps=config.eps, fused=True, capturable=on_gpu)
 
-    def step(self, loss: Tensor) -> Tensor:
-        """Returns the gradient's norm before clipping. No other network's gradient is touched."""
-        self.adam.zero_grad(set_to_none=True)
-        loss.backward(inputs=self.parameters)
-        return self.apply()
-
-    def apply(self) -> Tensor:
-        """The step with the gradients as they are."""
+    def step(self, gradients: list[Tensor]) -> Tensor:
+        """Returns the gradient's norm before clipping."""
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            if gradient.stride() != parameter.stride():  # fused Adam walks through both as they lie in memory
+                gradient = torch.empty_like(parameter).copy_(gradient)
+            parameter.grad = gradient
         norm = nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)
         self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
         return norm
 
 

@@ -89,9 +89,9 @@ class OneHot:
         """The most likely class as a one-hot vector, with straight-through gradients."""
         return self._straight_through(self.probs.argmax(-1))
 
-    def sample(self) -> Tensor:
-        """A one-hot sample with straight-through gradients (section 5.4), (..., K)."""
-        return self._straight_through(self.draw())
+    def sample(self, uniform: Tensor | None = None) -> Tensor:
+        """`draw` as one-hot vectors with straight-through gradients (section 5.4), (..., K)."""
+        return self._straight_through(self.draw(uniform))
 
     def draw(self, uniform: Tensor | None = None) -> Tensor:
         """The class of a sample, (...) int64.

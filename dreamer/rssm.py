@@ -75,24 +75,30 @@ class RSSM(nn.Module):
         """Logits of p(z | h), (..., D) to (..., S, K)."""
         return self.prior_layers(deter).unflatten(-1, self.groups)
 
-    def img_step(self, state: State, action: Tensor) -> State:
-        """One step without an observation: z from the prior. Action (N, A)."""
+    def img_step(self, state: State, action: Tensor, uniform: Tensor | None = None) -> State:
+        """One step without an observation: z from the prior. Action (N, A), uniform variates (N, S)."""
         x = self.input(state.index, action, state.probs)
         deter = self.cell(self.input_norm(x), state.deter)
-        return self._sampled(self.prior(deter), deter)
+        return self._sampled(self.prior(deter), deter, uniform)
 
     def _sampled(self, logits: Tensor, deter: Tensor, uniform: Tensor | None = None) -> State:
         z = OneHot(logits, self.config.unimix_ratio)
         return State(z.draw(uniform), deter, z.probs.flatten(-2) if z.probs.requires_grad else None)
 
     def observe(
-        self, embed: Tensor, action: Tensor, is_first: Tensor, state: State | None = None
+        self,
+        embed: Tensor,
+        action: Tensor,
+        is_first: Tensor,
+        state: State | None = None,
+        uniform: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         """Runs along sequences. Where `is_first`, the past is the initial state and no action.
 
         Args:
             embed: (B, T, E), action: (B, T, A) the one that led to each step, is_first: (B, T) bool
             state: before the first step, (B, ...); the initial one if absent
+            uniform: variates that z is drawn with, (B, T, S)
 
         Returns:
             the posterior's logits (B, T, S, K) and states (B, T, ...)
@@ -109,11 +115,12 @@ class RSSM(nn.Module):
         gates = Unrolled(self.cell.linear.weight.t(), embed.new_zeros(length, batch, 3 * self.config.deter))
         read_h = Unrolled(self.post_deter.weight.t(), time_first(self.post_embed(embed)))
         out = Unrolled(self.post_out.weight.t(), self.post_out.bias.expand(length, batch, -1))
-        uniform = torch.rand(length, batch, self.groups[0], device=embed.device)
+        if uniform is None:
+            uniform = torch.rand(batch, length, self.groups[0], device=embed.device)
         index, deter, probs = state
         deter = deter.to(initial_deter.dtype)
         states, posts = [], []
-        for first, uniform_t in zip(is_first.unsqueeze(-1).unbind(1), uniform.unbind(0), strict=True):
+        for first, uniform_t in zip(is_first.unsqueeze(-1).unbind(1), uniform.unbind(1), strict=True):
             x = read_z(index, probs)
             x = torch.where(first, initial_x.to(x.dtype), x)
             deter = self.cell(self.input_norm(x), torch.where(first, initial_deter, deter), gates)

@@ -13,7 +13,7 @@ from dreamer.rssm import RSSM, kl_loss
 from dreamer.unrolled import compute_dtype
 
 
-class _SquaredError(torch.autograd.Function):
+class _SumOfSquares(torch.autograd.Function):
     """Sum of (mean - target)^2 over all but the first dimension. Keeps the difference in the type of `mean`."""
 
     @staticmethod
@@ -44,7 +44,7 @@ class WorldModel(nn.Module):
         self.continue_head = MLP(self.sizes, config.units, config.layers, 1, outscale=1.0)
 
     def constant_rssm(self) -> RSSM:
-        """The RSSM to imagine with: weights that are constant now, cast once instead of at every step."""
+        """The RSSM to imagine with: its weights as they are now, cast once instead of at every step."""
         dtype = compute_dtype(self.rssm.post_out.weight)
         if dtype == self.rssm.post_out.weight.dtype:
             return self.rssm
@@ -72,20 +72,22 @@ class WorldModel(nn.Module):
         is_first: Tensor,
         is_terminal: Tensor,
         context: State | None = None,
+        uniform: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor], State]:
         """Negative log-likelihoods of image, reward and continuation plus the KL loss, mean over (B, T).
 
         Args:
             obs: (B, T, 64, 64, 3) uint8; action: (B, T, A) one-hot; the rest (B, T)
             context: the states before the first steps, (B, ...)
+            uniform: variates that the states are drawn with, (B, T, S)
 
         Returns:
             the loss with gradients, its parts, and the posterior states (B, T, ...), detached
         """
         pixels = centered(obs)
-        post, state = self.rssm.observe(self.encoder(pixels), action, is_first, context)
+        post, state = self.rssm.observe(self.encoder(pixels), action, is_first, context, uniform)
         prior = self.rssm.prior(state.deter)
-        error = _SquaredError.apply(self.decoder(state).flatten(0, 1), tiles(pixels).flatten(0, 1))
+        error = _SumOfSquares.apply(self.decoder(state).flatten(0, 1), tiles(pixels).flatten(0, 1))
         parts = {
             "image_loss": error.view(reward.shape),
             "reward_loss": -self.reward(state).log_prob(reward),

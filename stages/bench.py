@@ -60,7 +60,11 @@ def random_batch(batch: int, length: int) -> Batch:
 
 
 def measure_size(size: str, config: AgentConfig, compute: ComputeConfig, repeats: int) -> dict[str, float]:
-    """An update and its parts, acting for 1 and 8 environments (ms), peak memory (GB)."""
+    """An update and its parts, acting for 1 and 8 environments (ms), peak memory (GB).
+
+    The parts are measured one after another on the whole batch; on a CPU an update does them on several threads, each
+    with its share of the batch.
+    """
     keep_freed_memory()
     (deter, hidden, units, stoch, classes, depth), (length, steps) = SIZES[size]
     model = replace(
@@ -99,16 +103,23 @@ def measure_size(size: str, config: AgentConfig, compute: ComputeConfig, repeats
     forward = timed(model_loss)
     found["decoder and heads"] = forward - found["encoder"] - found["observe"]
     found["model backward"] = backward(lambda: model_loss()[:1], [world]) - forward
-    found["model optimizer"] = timed(agent.optimizers["model"].apply)
+    zero_step = lambda name: agent.optimizers[name].step(  # noqa: E731
+        [torch.zeros_like(parameter) for parameter in agent.optimizers[name].parameters]
+    )
+    found["model optimizer"] = timed(lambda: zero_step("model"))
     with agent.autocast():
-        start = model_loss()[2].map(lambda part: part.flatten(0, 1))
-    found["imagine"] = timed(lambda: behavior.imagine(world, start, True))
-    losses = timed(lambda: behavior.losses(world, start))
+        start, rssm = model_loss()[2].map(lambda part: part.flatten(0, 1)), world.constant_rssm()
+    shape = (config.behavior.imag_horizon, len(start.index))
+    noise = torch.rand(*shape, device=device), torch.rand(*shape, stoch, device=device)
+    scale = torch.ones((), device=device)
+    found["imagine"] = timed(lambda: behavior.imagine(rssm, start, *noise, True))
+    dream_losses = lambda: behavior.losses(behavior.dream(world, rssm, start, *noise), scale)  # noqa: E731
+    losses = timed(dream_losses)
     found["heads and returns"] = losses - found["imagine"]
     found["actor and critic backward"] = (
-        backward(lambda: behavior.losses(world, start)[:2], [behavior.actor, behavior.critic]) - losses
+        backward(lambda: dream_losses()[:2], [behavior.actor, behavior.critic]) - losses
     )
-    found["their optimizers"] = timed(lambda: (agent.optimizers["actor"].apply(), agent.optimizers["critic"].apply()))
+    found["their optimizers"] = timed(lambda: (zero_step("actor"), zero_step("critic")))
     for n in (1, 8):
         policy = agent.policy()
         seen, fresh = np.zeros((n, 64, 64, 3), np.uint8), np.zeros(n, bool)

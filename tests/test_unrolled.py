@@ -49,7 +49,7 @@ def plain_norm(norm: torch.nn.LayerNorm, x: Tensor) -> Tensor:
 
 def plain_observe(rssm: RSSM, embed: Tensor, action: Tensor, is_first: Tensor, state: State) -> tuple[Tensor, ...]:
     """Section 2.2 as it is written, with one-hot vectors and nothing taken out of the loop."""
-    uniform = torch.rand(is_first.shape[1], len(is_first), rssm.groups[0])
+    uniform = torch.rand(*is_first.shape, rssm.groups[0])
     first_stoch, first_deter = rssm.initial()
     stoch, deter = F.one_hot(state.index, rssm.groups[1]).flatten(-2).to(embed.dtype), state.deter
     posts, stochs, deters = [], [], []
@@ -63,7 +63,7 @@ def plain_observe(rssm: RSSM, embed: Tensor, action: Tensor, is_first: Tensor, s
         hidden = F.linear(both, torch.cat([rssm.post_deter.weight, rssm.post_embed.weight], -1))
         logits = rssm.post_out(plain_norm(rssm.post_norm, hidden)).unflatten(-1, rssm.groups)
         z = OneHot(logits, rssm.config.unimix_ratio)
-        one_hot = F.one_hot(z.draw(uniform[t]), rssm.groups[1])
+        one_hot = F.one_hot(z.draw(uniform[:, t]), rssm.groups[1])
         stoch = (one_hot + z.probs - z.probs.detach()).flatten(-2)
         posts.append(logits), stochs.append(stoch), deters.append(deter)
     return torch.stack(posts, 1), torch.stack(stochs, 1), torch.stack(deters, 1)
