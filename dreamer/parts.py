@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+MOST = 4  # parts: Python runs in one thread at a time, so more would wait for it; they get several threads each instead
+
 
 class Parts:
     """Splits work by rows of the batch among threads that share nothing but the weights.
@@ -22,7 +24,7 @@ class Parts:
 
     def rows(self, batch: int) -> list[slice]:
         """Of each part, as even as can be."""
-        parts = min(self._threads, batch)
+        parts = min(self._threads, MOST, batch)
         return [slice(batch * i // parts, batch * (i + 1) // parts) for i in range(parts)]
 
     def map(self, function: Callable[..., Any], *arguments: Sequence[Any]) -> list[Any]:
@@ -30,7 +32,9 @@ class Parts:
         if len(arguments[0]) == 1:
             return [function(*(of_parts[0] for of_parts in arguments))]
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._threads, "part", initializer=torch.set_num_threads, initargs=(1,))
+            workers = len(arguments[0])
+            share = max(1, self._threads // workers)
+            self._pool = ThreadPoolExecutor(workers, "part", initializer=torch.set_num_threads, initargs=(share,))
         return list(self._pool.map(function, *arguments))
 
 
