@@ -43,6 +43,7 @@ class Outbox:
         self._send, self._store = send, store
         self._records: deque[Record] = deque()
         self._batch: list[Record] = []  # taken from the queue and not sent yet
+        self._lock = threading.Lock()  # of both, while a record moves from one to the other
         self._closed, self._give_up = threading.Event(), 0.0
         self._patience = 0.0
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
@@ -50,7 +51,13 @@ class Outbox:
 
     def put(self, *records: Record) -> None:
         """Costs about a microsecond a record, whatever the store does."""
-        self._records.extend(records)
+        with self._lock:
+            self._records.extend(records)
+
+    def waiting(self) -> list[Record]:
+        """What has not been sent yet, as far as is known."""
+        with self._lock:
+            return [*self._batch, *self._records]
 
     def close(self, patience: float) -> list[Record]:
         """Sends the rest. Gives up once the store has taken nothing for `patience` seconds.
@@ -62,7 +69,7 @@ class Outbox:
         self._give_up = time.monotonic() + patience
         self._closed.set()
         self._thread.join()
-        return [*self._batch, *self._records]
+        return self.waiting()
 
     def _work(self) -> None:
         failures = 0
@@ -96,15 +103,16 @@ class Outbox:
                 self._send(self._batch)
             except Refused as error:
                 notice(f"not logged: {error}")
-            self._batch = []
+            with self._lock:
+                self._batch = []
             self._give_up = time.monotonic() + self._patience
 
     def _take(self) -> None:
-        first = self._records.popleft()
-        batch = [first]
-        while self._records and len(batch) < BATCH[first.kind] and self._records[0][:2] == first[:2]:
-            batch.append(self._records.popleft())
-        self._batch = batch
+        with self._lock:
+            first = self._records.popleft()
+            self._batch = [first]
+            while self._records and len(self._batch) < BATCH[first.kind] and self._records[0][:2] == first[:2]:
+                self._batch.append(self._records.popleft())
 
 
 def keep(folder: Path, store: str, records: list[Record]) -> Path:

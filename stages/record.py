@@ -54,6 +54,13 @@ class Run:
         """Adds tags to this run and the pipeline's."""
         self._tags.update(tags)
 
+    def waiting(self) -> list[list]:
+        """What the store has not taken yet, for a checkpoint: whoever is killed after it loses nothing of it."""
+        return []
+
+    def put_again(self, waiting: list[list]) -> None:
+        """Queues what `waiting` gave once. What the store did take since, it takes again as the same."""
+
     def log_model(
         self, checkpoint: Path, params: Params, evaluation: dict[str, Any], tags: dict[str, str] | None = None
     ) -> dict[str, str]:
@@ -111,6 +118,13 @@ class StoredRun(Run):
         super().tags(tags)
         for run_id in (self.run_id, self.parent_run_id):
             self._outbox.put(*[Record(run_id, "tag", key, str(value)) for key, value in tags.items()])
+
+    def waiting(self) -> list[list]:
+        return [list(record) for record in self._outbox.waiting()]
+
+    def put_again(self, waiting: list[list]) -> None:
+        records = [Record(*record) for record in waiting]
+        self._outbox.put(*[one for one in records if one.kind != "artifact" or Path(one.key).exists()])
 
     def log_model(
         self, checkpoint: Path, params: Params, evaluation: dict[str, Any], tags: dict[str, str] | None = None

@@ -221,6 +221,7 @@ class Session:
             "done": self.done,
             "seconds": self.hours * 3600,
             "window": self._window,
+            "unsent": [] if final else self.run.waiting(),
         }
         del state["training"]["weights"]  # they are there already
         if final:
@@ -240,6 +241,7 @@ class Session:
         self.best, self.done, self.seconds = state["best"], state["done"], state["seconds"]
         device = self.agent.device
         self._window = [{name: value.to(device) for name, value in row.items()} for row in state["window"]]
+        self.run.put_again(state["unsent"])
         for curve in (self.losses, self.evaluations, self.episodes):
             curve.rewind(self.frames)
         self._since = time.monotonic()

@@ -324,6 +324,19 @@ def test_a_server_that_goes_away_loses_nothing(tree, server, monkeypatch, capfd)
     assert told.count("\n") <= 2
 
 
+def test_what_a_checkpoint_kept_reaches_the_run_after_a_kill_and_only_once(client, monkeypatch):
+    monkeypatch.setattr(outbox, "SEND_EVERY", 3600.0)
+    with tracking.run("train", PARAMS) as run:
+        run.metrics({"model_loss": 1.0}, 4)
+        run.metrics({"model_loss": 2.0}, 8)
+        kept = json.loads(json.dumps(run.waiting()))
+        run._outbox._records = type(run._outbox._records)(list(run._outbox._records)[:1])  # a kill loses the rest
+    assert steps(client, run.run_id, "model_loss") == [4]
+    with tracking.run("train", PARAMS) as later:
+        later.put_again([*kept, [run.run_id, "artifact", "/no/such/film.gif", "videos", 0, 0]])
+    assert steps(client, run.run_id, "model_loss") == [4, 8]
+
+
 def test_what_a_stage_could_not_send_is_sent_by_the_next(tree, server, monkeypatch, capfd):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     monkeypatch.setattr(record, "PATIENCE", 1.0)
