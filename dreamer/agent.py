@@ -104,7 +104,7 @@ class Agent(nn.Module):
         batch, length = is_first.shape
         is_first = torch.cat([is_first[:, :1] | ~known[:, None], is_first[:, 1:]], 1)
         inputs = (obs, self.one_hot(action), reward, is_first, is_terminal)
-        starts = behavior.imag_starts or length
+        starts = min(behavior.imag_starts or length, length)
         # Drawn here for all parts, so that which of them is faster decides nothing.
         uniform_post = torch.rand(batch, length, model.stoch, device=self.device)
         uniform_action = torch.rand(behavior.imag_horizon, batch, starts, device=self.device)
@@ -113,7 +113,7 @@ class Agent(nn.Module):
         rows = self._parts.rows(batch)
         shares = [(part.stop - part.start) / batch for part in rows]
 
-        def learn(part: slice, share: float) -> tuple[list[Tensor], list[Tensor], State]:
+        def learn(part: slice, share: float) -> tuple[dict[str, list[Tensor]], dict[str, Tensor], State]:
             context = State(stoch[part].long(), deter[part])
             with self.autocast():
                 loss, metrics, states = self.world_model.loss(*(x[part] for x in inputs), context, uniform_post[part])
@@ -132,8 +132,8 @@ class Agent(nn.Module):
                     self.world_model,
                     rssm,
                     start,
-                    uniform_action[:, part, :starts].flatten(1, 2),
-                    uniform_prior[:, part, :starts].flatten(1, 2),
+                    uniform_action[:, part].flatten(1, 2),
+                    uniform_prior[:, part].flatten(1, 2),
                 )
 
         dreams = self._parts.map(dream, rows, states)

@@ -265,15 +265,16 @@ def test_the_world_model_overfits_one_batch():
     assert error[2] < 20  # imagined
 
 
-def test_the_starts_of_imagination_can_be_limited():
-    agent = small_agent(behavior={"imag_starts": 3})
+@pytest.mark.parametrize("asked, taken", [(3, 3), (0, 8), (20, 8)])
+def test_the_starts_of_imagination_can_be_limited(asked, taken):
+    agent = small_agent(behavior={"imag_starts": asked})
     seen = []
     original = agent.actor_critic.dream
     agent.actor_critic.dream = lambda model, rssm, start, *noise: (
         seen.append((len(start.index), noise[0].shape[1])) or original(model, rssm, start, *noise)
     )
     agent.update(random_batch(batch=4, length=8))
-    assert sum(starts for starts, _ in seen) == 4 * 3 == sum(drawn for _, drawn in seen)
+    assert sum(starts for starts, _ in seen) == 4 * taken == sum(drawn for _, drawn in seen)
 
 
 def test_gradients_reach_the_weights_however_they_lie_in_memory():
