@@ -65,9 +65,9 @@ class ActorCritic(nn.Module):
                 policy = OneHot(logits[-1].detach() if constant else logits[-1], self.unimix)
                 actions.append(policy.sample(uniform_a))
                 states.append(rssm.img_step(states[-1], actions[-1], uniform_z))
-        index, deter, probs = zip(*states, strict=True)
-        straight = None if probs[-1] is None else torch.stack([torch.zeros_like(probs[-1]), *probs[1:]])
-        return State(torch.stack(index), torch.stack(deter), straight), torch.stack(actions), torch.stack(logits)
+        if (probs := states[-1].probs) is not None:
+            states[0] = start._replace(probs=torch.zeros_like(probs))  # a constant: no gradient arrives there
+        return State.stacked(states, 0), torch.stack(actions), torch.stack(logits)
 
     def dream(
         self, world_model: WorldModel, rssm: RSSM, start: State, uniform_action: Tensor, uniform_state: Tensor

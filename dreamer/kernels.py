@@ -95,9 +95,7 @@ def load() -> Kernels:
     """
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
-        raise ConfigError(
-            "compute.compile: true needs a C compiler and finds none; install gcc, or set it to false"
-        )
+        raise ConfigError("compute.compile: true needs a C compiler and finds none; install gcc, or set it to false")
     source = _SOURCE.read_bytes()
     key = hashlib.sha256(source + repr((compiler, _FLAGS, _processor())).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mario-dreamer"

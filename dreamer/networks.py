@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -38,6 +38,12 @@ class State(NamedTuple):
 
     def detach(self) -> "State":
         return State(self.index, self.deter.detach())
+
+    @staticmethod
+    def stacked(states: "Sequence[State]", dim: int) -> "State":
+        """All of them as one, along a new dimension."""
+        parts = zip(*states, strict=True)
+        return State(*(None if some[0] is None else torch.stack(some, dim) for some in parts))
 
 
 def init_weights(module: nn.Module, scale: float = 1.0) -> nn.Module:

@@ -128,11 +128,8 @@ class RSSM(nn.Module):
             index, deter, probs = self._sampled(logits, deter, uniform_t)
             states.append(State(index, deter, probs))
             posts.append(logits)
-        dtype = posts[0].dtype
-        index, deter, probs = (
-            None if parts[0] is None else torch.stack(parts, 1) for parts in zip(*states, strict=True)
-        )
-        return torch.stack(posts, 1), State(index, deter.to(dtype), probs)
+        found = State.stacked(states, 1)
+        return torch.stack(posts, 1), found._replace(deter=found.deter.to(posts[0].dtype))
 
 
 def kl_loss(

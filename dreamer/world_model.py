@@ -125,12 +125,10 @@ class WorldModel(nn.Module):
         """
         now = slice(None, context)
         _, state = self.rssm.observe(self.encoder(centered(obs[:, now])), action[:, now], is_first[:, now])
-        means = [self.decoder(state)]
-        state = state.map(lambda part: part[:, -1])
+        states = [state.map(lambda part, t=t: part[:, t]) for t in range(state.index.shape[1])]
         for action_t in action[:, context:].unbind(1):
-            state = self.rssm.img_step(state, action_t)
-            means.append(self.decoder(state).unsqueeze(1))
-        return to_image(torch.cat(means, 1))
+            states.append(self.rssm.img_step(states[-1], action_t))
+        return to_image(self.decoder(State.stacked(states, 1)))
 
 
 def to_image(mean: Tensor) -> Tensor:
