@@ -228,9 +228,12 @@ class ReplayConfig(Config):
     capacity: int  # transitions kept
     chunk_length: int  # transitions of one environment in one file
     context: bool  # sequences start from stored states of the model, refreshed at every update; else afresh
+    recent_share: float  # of each batch's sequences, how many start among the latest steps
+    recent_steps: int  # how many steps count as the latest
 
     def problems(self):
-        return below(self, 1, "capacity", "chunk_length")
+        yield from below(self, 1, "capacity", "chunk_length", "recent_steps")
+        yield from outside(self, 0, 1, "recent_share")
 
 
 @dataclass(frozen=True)

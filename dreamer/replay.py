@@ -134,8 +134,19 @@ def digest(directory: Path) -> str:
     return hashlib.sha256("\n".join(sorted(path.name for path in directory.glob("*.npz"))).encode()).hexdigest()
 
 
+def _draw(spans: Sequence[tuple[str, int, int]], n: int, rng: np.random.Generator) -> list[tuple[str, int]]:
+    """n of the starts in `spans`, each equally likely."""
+    ends = np.cumsum([count for _, _, count in spans])
+    draws = rng.integers(ends[-1], size=n)
+    chosen = np.searchsorted(ends, draws, side="right")
+    return [
+        (spans[i][0], spans[i][1] + spans[i][2] - int(ends[i] - draw))
+        for i, draw in zip(chosen.tolist(), draws.tolist(), strict=True)
+    ]
+
+
 class Replay:
-    """Holds about `capacity` steps and samples sequences uniformly over their starts.
+    """Holds about `capacity` steps and samples sequences uniformly over their starts, some of them among the recent.
 
     A stream is the endless sequence of steps of one environment. Full chunks never change again, but for contexts; only
     a stream's last one grows. When a new chunk begins and the rest suffices for `capacity`, the oldest goes.
@@ -145,6 +156,7 @@ class Replay:
         self.config = config
         self._chunks: list[Chunk] = []  # in the order in which they were begun
         self._last: dict[str, Chunk] = {}  # of each stream
+        self._growing: tuple[str, ...] = ()  # the streams of the last `add`
         self._sorted: list[Chunk] = []  # by stream and start
         self._keys: list[tuple[str, int]] = []  # their streams and starts
         self._runs: list[tuple[Chunk, Chunk]] = []  # first and last of chunks that follow each other without a gap
@@ -164,9 +176,10 @@ class Replay:
             latents: the states before these steps, classes (N, S) uint8 and h (N, D) float32, if they are known: of the
                 policy that acted
         """
+        self._growing = tuple(streams)
         if latents is not None:
             stoch, deter = latents[0], np.rint(latents[1] * DETER_SCALE).clip(-DETER_SCALE, DETER_SCALE)
-        for i, stream in enumerate(streams):
+        for i, stream in enumerate(self._growing):
             chunk = self._last.get(stream)
             if chunk is None or chunk.full:
                 start = 0 if chunk is None else chunk.start + chunk.length
@@ -217,28 +230,38 @@ class Replay:
             if chunk.stream == stream and begin < stop:
                 yield chunk, slice(begin - chunk.start, stop - chunk.start), slice(begin - number, stop - number)
 
-    def _counts(self, length: int) -> list[int]:
-        return [max(0, last.start + last.length - first.start - length + 1) for first, last in self._runs]
+    def _spans(self, length: int) -> list[tuple[str, int, int]]:
+        """Where sequences of `length` steps can start: stream, number of the first start, how many."""
+        spans = (
+            (first.stream, first.start, last.start + last.length - first.start - length + 1)
+            for first, last in self._runs
+        )
+        return [span for span in spans if span[2] > 0]
+
+    def _recent_spans(self, length: int) -> list[tuple[str, int, int]]:
+        """Of the streams that grow, the last starts: `recent_steps` in all."""
+        latest = {stream: (start, count) for stream, start, count in self._spans(length) if stream in self._growing}
+        kept = {stream: min(count, self.config.recent_steps // len(latest)) for stream, (_, count) in latest.items()}
+        return [(stream, start + count - kept[stream], kept[stream]) for stream, (start, count) in latest.items()]
 
     def starts(self, length: int) -> int:
         """How many sequences of `length` steps there are."""
-        return sum(self._counts(length))
+        return sum(count for _, _, count in self._spans(length))
 
     def sample(self, batch_size: int, batch_length: int, rng: np.random.Generator) -> Batch:
-        """`batch_size` sequences, each start equally likely, with replacement.
+        """`batch_size` sequences, with replacement: the first `recent_share` of them each equally likely among those
+        that start in the last `recent_steps` of the streams that grow, the others among all.
 
         Raises:
             ValueError: no stream is `batch_length` long yet
         """
-        counts = self._counts(batch_length)
-        ends = np.cumsum(counts)
-        if not sum(counts):
+        spans = self._spans(batch_length)
+        if not spans:
             raise ValueError(f"no stream of the replay has {batch_length} steps yet: it holds {len(self)} in all")
-        origins = []
-        for draw in rng.integers(ends[-1], size=batch_size).tolist():
-            run = int(np.searchsorted(ends, draw, side="right"))
-            first = self._runs[run][0]
-            origins.append((first.stream, first.start + draw - int(ends[run] - counts[run])))
+        share = round(batch_size * self.config.recent_share)
+        recent = self._recent_spans(batch_length) if share else []
+        origins = _draw(recent, share, rng) if recent else []
+        origins += _draw(spans, batch_size - len(origins), rng)
         shape = (batch_size, batch_length)
         obs = np.empty((*shape, *self._chunks[0].obs.shape[1:]), np.uint8)
         action, reward, flags = np.empty(shape, np.int64), np.empty(shape, np.float32), np.empty(shape, np.uint8)
@@ -299,6 +322,7 @@ class Replay:
         written, growing = ([chunk for chunk in self._chunks if bool(chunk.file) is has] for has in (True, False))
         state = {
             "files": [chunk.file for chunk in written],
+            "streams": self._growing,
             "growing": [{"stream": chunk.stream, "start": chunk.start, **chunk.arrays()} for chunk in growing],
         }
         if contexts:
@@ -311,7 +335,7 @@ class Replay:
         Raises:
             ChunkError: one of them is missing or damaged
         """
-        self._chunks, self._last = [], {}
+        self._chunks, self._last, self._growing = [], {}, tuple(state["streams"])
         paths = []
         for name in state["files"]:
             path = next((path for directory in directories if (path := directory / name).is_file()), None)

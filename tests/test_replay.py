@@ -31,7 +31,7 @@ def state(streams: np.ndarray | list[int], numbers: np.ndarray | list[int]) -> t
 def filled(
     steps: int, streams: int = 2, capacity: int = 10_000, chunk_length: int = 16, contexts: bool = False
 ) -> Replay:
-    replay = Replay(ReplayConfig(capacity, chunk_length, context=True))
+    replay = Replay(ReplayConfig(capacity, chunk_length, context=True, recent_share=0.0, recent_steps=2000))
     for t in range(steps):
         latents = state(np.arange(streams), np.full(streams, t)) if contexts else None
         replay.add([f"env{i}" for i in range(streams)], step(t, streams), latents)
@@ -131,18 +131,18 @@ class TestDisk:
         content[len(content) // 2] ^= 1
         path.write_bytes({"truncated": content[:-100], "edited": content, "emptied": b""}[damage])
         with pytest.raises(ChunkError) as error:
-            Replay(ReplayConfig(100, 16, context=True)).load(tmp_path)
+            Replay(ReplayConfig(100, 16, context=True, recent_share=0.0, recent_steps=2000)).load(tmp_path)
         assert str(path) in str(error.value) and "dvc checkout" in str(error.value) and "\n" not in str(error.value)
 
     def test_a_foreign_file_is_named(self, tmp_path):
         filled(50).save(tmp_path)
         (tmp_path / "notes.txt").write_text("hello")
         with pytest.raises(ChunkError, match=r"notes\.txt: not a replay chunk"):
-            Replay(ReplayConfig(100, 16, context=True)).load(tmp_path)
+            Replay(ReplayConfig(100, 16, context=True, recent_share=0.0, recent_steps=2000)).load(tmp_path)
 
     def test_an_empty_directory_is_an_error(self, tmp_path):
         with pytest.raises(ChunkError, match="holds no replay chunks"):
-            Replay(ReplayConfig(100, 16, context=True)).load(tmp_path)
+            Replay(ReplayConfig(100, 16, context=True, recent_share=0.0, recent_steps=2000)).load(tmp_path)
 
     def test_state_restores_growing_chunks_and_order(self, tmp_path):
         replay = filled(70, streams=2, capacity=100)
@@ -202,7 +202,7 @@ class TestContexts:
         assert batch.context.stoch.dtype == np.uint8 and batch.context.deter.dtype == np.float32
 
     def test_h_is_held_to_a_254th(self):
-        replay, rng = Replay(ReplayConfig(1000, 64, context=True)), np.random.default_rng(0)
+        replay, rng = Replay(ReplayConfig(1000, 64, context=True, recent_share=0.0, recent_steps=2000)), np.random.default_rng(0)
         deter = np.append(rng.uniform(-1, 1, 4094), [-1.0001, 1.0001]).astype(np.float32)
         for t in range(2):
             replay.add(["env0"], step(t, 1), (np.zeros((1, 3), np.uint8), deter[None]))
@@ -249,7 +249,7 @@ class TestContexts:
     def test_a_gap_in_a_stream_is_not_crossed(self, tmp_path):
         filled(64, streams=1).save(tmp_path)
         sorted(tmp_path.iterdir())[1].unlink()
-        replay = Replay(ReplayConfig(1000, 16, context=True))
+        replay = Replay(ReplayConfig(1000, 16, context=True, recent_share=0.0, recent_steps=2000))
         replay.load(tmp_path)
         refresh(replay, [("env0", 10), ("env0", 6)], 10)
         assert contexts(replay).keys() == {("env0", number) for number in range(7, 16)}
@@ -259,7 +259,7 @@ class TestContexts:
         """At the document's sizes; and nothing more than the images and their kin where there are no contexts."""
 
         def size(latents) -> float:
-            replay = Replay(ReplayConfig(1000, 128, context=True))
+            replay = Replay(ReplayConfig(1000, 128, context=True, recent_share=0.0, recent_steps=2000))
             for t in range(256):
                 replay.add(["env0"], step(t, 1), latents)
             held = [vars(chunk) | (vars(chunk.context) if chunk.context else {}) for chunk in replay._chunks]

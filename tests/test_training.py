@@ -37,7 +37,7 @@ def make_training(
     agent = small_agent(**changes)
     config = TrainingConfig(steps=1, envs=envs, batch_size=8, batch_length=batch_length, train_ratio=train_ratio)
     rollout = Rollout([kind() for _ in range(envs)], agent.policy(), episode_seeds(seed, "train"))
-    replay = Replay(ReplayConfig(100_000, 256, context))
+    replay = Replay(ReplayConfig(100_000, 256, context, 0.0, 2000))
     streams = [f"env{i}" for i in range(envs)]
     return Training(agent, replay, rollout, config, streams, np.random.default_rng(seed), Counters())
 
