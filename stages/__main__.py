@@ -21,7 +21,7 @@ TOLD = {
     "stages.report.ReportError",
     "stages.render.RenderError",
     "stages.address.TrackingError",
-    "stages.train.Diverged",
+    "stages.watch.Diverged",
 }
 
 
