@@ -38,9 +38,7 @@ def test_sound_losses_pass_and_the_three_ends_are_told_apart(watching):
 
 def test_a_return_that_the_game_can_give_is_no_explosion():
     of_document = params.load()
-    undiscounted = dataclasses.replace(
-        of_document, behavior=dataclasses.replace(of_document.behavior, discount=1.0)
-    )
+    undiscounted = dataclasses.replace(of_document, behavior=dataclasses.replace(of_document.behavior, discount=1.0))
     for each in (of_document, undiscounted):
         Watch(each, len(ACTIONS), "").finite({"imag_value": 4100.0}, 0)
 
