@@ -31,11 +31,12 @@ def make_training(
     envs: int = ENVS,
     kind: type[Corridor] = Corridor,
     context: bool = True,
+    pretrain: int = 0,
     **changes,
 ) -> Training:
     torch.manual_seed(seed)
     agent = small_agent(**changes)
-    config = TrainingConfig(steps=1, envs=envs, batch_size=8, batch_length=batch_length, train_ratio=train_ratio)
+    config = TrainingConfig(1, envs, 8, batch_length, train_ratio, pretrain)
     rollout = Rollout([kind() for _ in range(envs)], agent.policy(), episode_seeds(seed, "train"))
     replay = Replay(ReplayConfig(100_000, 256, context, 0.0, 2000))
     streams = [f"env{i}" for i in range(envs)]
