@@ -95,8 +95,9 @@ class Training:
         self._posterior: Posterior | None = None  # of the last update
 
     def run(self, decisions: int) -> Iterator[Progress]:
-        """Updates on the seed data until `pretrain`, then rounds until there are `decisions` in all. Each decision earns `train_ratio` replayed time steps when it is
-        taken, before its step arrives; an update spends batch_size * batch_length of them."""
+        """Updates on the seed data until there are `pretrain`, then rounds until there are `decisions` in all. Each
+        decision earns `train_ratio` replayed time steps when it is taken, before its step arrives; an update spends
+        batch_size * batch_length of them."""
         price = self.config.batch_size * self.config.batch_length
         counters = self.counters
         while counters.updates < self.config.pretrain and self.replay.starts(self.config.batch_length):
