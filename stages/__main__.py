@@ -49,7 +49,10 @@ def main() -> None:
             raise
         sys.exit(f"error: {line}")
     finally:
-        gc.freeze()  # else Python, on its way out, searches all that MLflow and torch made for garbage: a second or two
+        # Else Python, on its way out, searches all that MLflow and torch made for garbage: a second or two. But what is
+        # frozen is not freed, and Triton, which comes with the first optimizer, prints a page about each leak.
+        if "triton" not in sys.modules:
+            gc.freeze()
 
 
 def told(error: Exception) -> str | None:

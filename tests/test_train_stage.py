@@ -60,6 +60,7 @@ def tree(collected, tmp_path) -> Path:
 def train(tree: Path) -> subprocess.CompletedProcess[str]:
     done = run(tree, "python", "-m", "stages", "train")
     assert done.returncode == 0, done.stderr
+    assert "leaked" not in done.stderr
     return done
 
 
@@ -132,7 +133,7 @@ def test_interrupted_training_goes_on_and_ends_the_same(tree, straight, signum):
     process.send_signal(signum)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == (-signum if signum == signal.SIGKILL else 128 + signum), output
-    assert "Traceback" not in output
+    assert "Traceback" not in output and "leaked" not in output
     for out in OUTS:
         assert not list((tree / out).glob("**/*.pt")), "nothing half done is published"
     (work,) = tree.glob(".mario/progress/train-*")
