@@ -1,6 +1,7 @@
 """Actor and critic, learned in imagination (sections 2.6, 2.7 and 3.2)."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -95,13 +96,27 @@ class ActorCritic(nn.Module):
         weights = discount_weights(discount.detach())[:-1]
         return Dream(states, action, OneHot(logits, self.unimix), prediction, reward, value, returns, weights)
 
-    def losses(self, dream: Dream, scale: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    @torch.no_grad()
+    def unit(self, dreams: Sequence[Dream]) -> tuple[Tensor, Tensor]:
+        """What the advantages of these dreams are measured from and in: (offset, scale), scalars.
+
+        "returns" is section 3.2.2. The spread of returns is mostly that between states: it grows with what the agent
+        achieves, while what one action changes does not, so the entropy's weight grows by as much. "advantages" takes
+        their own spread and mean, as is usual with PPO.
+        """
+        returns = torch.cat([dream.returns for dream in dreams], 1)
+        if self.config.normalize == "returns":
+            return returns.new_zeros(()), self.normalizer(returns)[1]
+        advantage = returns - torch.cat([dream.value for dream in dreams], 1)
+        return advantage.mean(), self.normalizer(advantage)[1]
+
+    def losses(self, dream: Dream, unit: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Actor loss, critic loss and metrics. Gradients are meant for the actor and the critic respectively, alone.
 
         Args:
-            scale: of the returns, from the normalizer
+            unit: of the advantages of all that was dreamt in this update
         """
-        actor_loss, metrics = self._actor_loss(dream, scale)
+        actor_loss, metrics = self._actor_loss(dream, *unit)
         critic_loss = self._critic_loss(dream)
         metrics.update(
             value_loss=critic_loss.detach(),
@@ -111,10 +126,10 @@ class ActorCritic(nn.Module):
         )
         return actor_loss, critic_loss, metrics
 
-    def _actor_loss(self, dream: Dream, scale: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _actor_loss(self, dream: Dream, offset: Tensor, scale: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Section 3.2.2. All three estimators see the same advantage, in units of max(1, S), so that the entropy's
         weight means the same for each."""
-        advantage = (dream.returns - dream.value) / scale
+        advantage = (dream.returns - dream.value - offset) / scale
         reinforce = advantage.detach() * dream.policy.log_prob(dream.action.detach())
         mix = {"reinforce": 0.0, "dynamics": 1.0, "both": self.config.imag_gradient_mix}[self.config.imag_gradient]
         objective = mix * advantage + (1 - mix) * reinforce

@@ -144,11 +144,11 @@ class Agent(nn.Module):
                 )
 
         dreams = self._parts.map(dream, rows, states)
-        _, scale = self.actor_critic.normalizer(torch.cat([each.returns.detach() for each in dreams], 1))
+        unit = self.actor_critic.unit(dreams)
 
         def behave(each: Dream, share: float) -> tuple[dict[str, list[Tensor]], dict[str, Tensor]]:
             with self.autocast():
-                actor_loss, critic_loss, metrics = self.actor_critic.losses(each, scale)
+                actor_loss, critic_loss, metrics = self.actor_critic.losses(each, unit)
             return self._shares(share, {"actor": actor_loss, "critic": critic_loss}, metrics)
 
         gradients, measured = zip(*self._parts.map(behave, dreams, shares), strict=True)

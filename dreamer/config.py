@@ -176,6 +176,7 @@ class BehaviorConfig(Config):
     discount: float
     discount_lambda: float
     entropy: float
+    normalize: Literal["returns", "advantages"]  # whose spread is the actor's unit
     return_decay: float  # of the percentile normalization's moving average
     slow_target: bool  # regularize the critic towards its slow copy
     slow_target_update: int  # updates between two steps of the copy

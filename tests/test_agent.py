@@ -186,7 +186,7 @@ class TestGradients:
         behavior, model = agent.actor_critic, agent.world_model
         noise = torch.rand(behavior.config.imag_horizon, 6), torch.rand(behavior.config.imag_horizon, 6, 8)
         dream = behavior.dream(model, model.constant_rssm(), some_states(agent, 6), *noise)
-        return behavior.losses(dream, torch.tensor(2.0))
+        return behavior.losses(dream, (torch.tensor(0.0), torch.tensor(2.0)))
 
     @pytest.mark.parametrize("estimator", ["reinforce", "dynamics", "both"])
     def test_actor_and_critic_train_themselves(self, fitted, estimator):
