@@ -34,7 +34,7 @@ class ActorCritic(nn.Module):
 
     def __init__(self, model: ModelConfig, config: BehaviorConfig, sizes: Sizes, actions: int):
         super().__init__()
-        self.config, self.unimix = config, model.unimix_ratio
+        self.config, self.unimix, self.buckets = config, model.unimix_ratio, model.buckets
         self.actor = MLP(sizes, model.units, model.layers, actions, outscale=1.0)
         self.critic = MLP(sizes, model.units, model.layers, BUCKETS, outscale=0.0)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
@@ -42,6 +42,9 @@ class ActorCritic(nn.Module):
 
     def policy(self, state: State) -> OneHot:
         return OneHot(self.actor(state), self.unimix)
+
+    def _value(self, critic: MLP, state: State) -> TwoHot:
+        return TwoHot(critic(state), self.buckets)
 
     def imagine(
         self, rssm: RSSM, start: State, uniform_action: Tensor, uniform_state: Tensor, constant: bool
@@ -84,13 +87,13 @@ class ActorCritic(nn.Module):
             reward = world_model.reward(trajectory.map(lambda part: part[1:])).mean()
             discount = self.config.discount * torch.sigmoid(world_model.continue_logit(trajectory))
         states = trajectory.map(lambda part: part[:-1]).detach()
-        prediction = TwoHot(self.critic(states))
+        prediction = self._value(self.critic, states)
         if constant:
             value = prediction.mean().detach()
             with torch.no_grad():
-                bootstrap = TwoHot(self.critic(trajectory.map(lambda part: part[-1]))).mean()
+                bootstrap = self._value(self.critic, trajectory.map(lambda part: part[-1])).mean()
         else:
-            *value, bootstrap = TwoHot(self.critic(trajectory)).mean().unbind()
+            *value, bootstrap = self._value(self.critic, trajectory).mean().unbind()
             value = torch.stack(value)
         returns = lambda_return(reward, value, discount[1:], bootstrap, self.config.discount_lambda)
         weights = discount_weights(discount.detach())[:-1]
@@ -148,7 +151,7 @@ class ActorCritic(nn.Module):
         loss = -dream.prediction.log_prob(dream.returns.detach())
         if self.config.slow_target:
             with torch.no_grad():
-                slow = TwoHot(self.slow_critic(dream.states)).mean()
+                slow = self._value(self.slow_critic, dream.states).mean()
             loss = loss - dream.prediction.log_prob(slow)
         return (dream.weights * loss).mean()
 
