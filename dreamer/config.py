@@ -245,8 +245,9 @@ class TrainingConfig(Config):
     batch_size: int
     batch_length: int
     train_ratio: float  # replayed time steps per decision
+    pretrain: int  # updates on the seed data before the first decision, which the train ratio does not count
 
     def problems(self):
         yield from below(self, 1, "steps", "envs", "batch_size")
         yield from below(self, 2, "batch_length")
-        yield from below(self, 0, "train_ratio")
+        yield from below(self, 0, "train_ratio", "pretrain")

@@ -22,7 +22,7 @@ TOLD = {
     "stages.render.RenderError",
     "stages.address.TrackingError",
     "stages.bundle.BundleError",
-    "stages.train.Diverged",
+    "stages.watch.Diverged",
 }
 
 

@@ -7,13 +7,9 @@ agents that ship with the repository have this one format.
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dreamer.config import ComputeConfig
 from stages import digest
-
-if TYPE_CHECKING:  # torch takes seconds, and most of this file does without
-    from dreamer.agent import Agent
 
 WEIGHTS, CONFIG, CARD = "weights.safetensors", "config.json", "card.md"
 FORMAT = 1
@@ -97,20 +93,6 @@ def read_config(directory: Path) -> dict[str, Any]:
     except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise BundleError(f"{directory / CONFIG}: damaged ({error}); fetch the model again") from None
     return config
-
-
-def load_agent(path: Path, compute: ComputeConfig) -> "Agent":
-    """The agent of a bundle, or of a checkpoint file.
-
-    Raises:
-        BundleError: the bundle is damaged, or its weights are no numbers
-        CheckpointError: the file is damaged, or of another architecture
-    """
-    from dreamer import checkpoint
-
-    if path.is_dir():
-        return checkpoint.build_agent(load(path), compute, None, path)
-    return checkpoint.load_agent(path, compute)
 
 
 def load(directory: Path) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from typing import Any
 
 from dreamer.checkpoint import CheckpointError
 from dreamer.config import ComputeConfig
-from stages.bundle import BundleError, load_agent, read_config
+from stages.agents import load_agent
+from stages.bundle import BundleError, read_config
 from stages.params import Params, PromoteParams, load
 
 

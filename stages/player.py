@@ -7,7 +7,7 @@ import numpy as np
 
 from dreamer.config import ComputeConfig
 from stages import tracking
-from stages.bundle import load_agent
+from stages.agents import load_agent
 
 COMPUTE = ComputeConfig(device="auto", precision="float32", compile=False)
 

@@ -26,6 +26,7 @@ from stages.params import Params, load
 from stages.paths import CHECKPOINTS, REPLAY, SEED_DATA, TRAINING
 from stages.progress import Progress as Work
 from stages.progress import fingerprint, publish
+from stages.watch import Watch
 
 VIDEO_STEPS = 50  # decisions of the open-loop prediction
 VIDEO_LIMIT = 600  # decisions of an evaluation's video
@@ -37,10 +38,6 @@ LOSSES = (
 )
 CLOCK = ("decisions", "updates", "hours")
 EVALUATION = ("eval_return", "eval_return_min", "eval_return_max", "eval_best_x", "eval_clear_rate", "eval_length")
-
-
-class Diverged(RuntimeError):
-    """A loss is not finite any more. The last checkpoint is from before."""
 
 
 class Session:
@@ -69,6 +66,7 @@ class Session:
             work.path / "episodes.csv",
             ("decisions", "hours", "seed", "return", "best_x", "clear", "outcome", "length"),
         )
+        self.watch = Watch(params, len(ACTIONS), work.path)
         self.seconds = 0.0  # of training, over all its sittings
         self.best = {"return": None, "frames": None}
         # When each was last done, in frames. An evaluation before the first update would say nothing.
@@ -114,29 +112,25 @@ class Session:
                 }
             )
             self.run.metrics({"episode_return": episode.total_reward, "episode_best_x": best_x}, self.frames)
+        self.watch.episodes += progress.episodes
         self._window += progress.metrics
 
     def _means(self) -> dict[str, float]:
-        """Of the updates since the last log; the only place where training waits for the device.
-
-        Raises:
-            Diverged: one is not finite
-        """
+        """Of the updates since the last log; the only place where training waits for the device."""
         if not self._window:
             return {}
         stacked = torch.stack([torch.stack([metrics[name].float() for name in LOSSES]) for metrics in self._window])
-        means = dict(zip(LOSSES, stacked.mean(0).tolist(), strict=True))
-        if bad := [name for name, value in means.items() if not np.isfinite(value)]:
-            raise Diverged(
-                f"train: {bad[0]} is not finite at {self.frames} frames; the last checkpoint before is kept in "
-                f"{self.work.path}; lower optimizers.*.lr or use compute.precision: float32"
-            )
-        return means
+        return dict(zip(LOSSES, stacked.mean(0).tolist(), strict=True))
 
     def log(self) -> dict[str, float]:
-        """A row of the curves: means over the updates since the last one."""
+        """A row of the curves: means over the updates since the last one.
+
+        Raises:
+            Diverged: they show that training is broken
+        """
         now, (then, frames, updates) = time.monotonic(), self._window_start
         row = self._means()
+        self.watch.check(row, self.frames)
         done = self.training.counters.updates - updates
         row["frames_per_second"], row["updates_per_second"] = (self.frames - frames) / (now - then), done / (now - then)
         self.losses.append({**self.clock(), **row})
@@ -210,7 +204,7 @@ class Session:
         Raises:
             Diverged: the weights may be broken; the checkpoint before stays
         """
-        self._means()
+        self.watch.finite(self._means(), self.frames)
         self.replay.save(self.work.path / "replay")
         self.done["checkpoint"] = self.frames
         state = {
@@ -253,7 +247,12 @@ class Session:
         params = self.params
         target = params.train.steps // params.env.action_repeat
         with tqdm(
-            total=target, initial=self.training.counters.decisions, desc="train", unit="decision", mininterval=1
+            total=target,
+            initial=self.training.counters.decisions,
+            desc="train",
+            unit="decision",
+            mininterval=1,
+            disable=None,  # where no one looks at a terminal, the lines of the watch are enough
         ) as bar:
             rounds = itertools.chain(
                 [None], self.training.run(target)
@@ -265,6 +264,8 @@ class Session:
                         bar.update(self.training.counters.decisions - bar.n)
                     if self.interrupt:
                         raise _Stopped
+                    if line := self.watch.line(self.clock()):
+                        bar.write(line)
                     if self.due("log"):
                         row = self.log()
                         bar.set_postfix(
