@@ -84,7 +84,7 @@ def reproduce(which: str, run: bool, directory: Path | None) -> int:
         ["cd", str(target)],
         ["git", "checkout", "--quiet", "--detach", commit],
         ["make", "setup"],
-        [".venv/bin/dvc", "exp", "run", *(part for change in changes for part in ("-S", change))],
+        [".venv/bin/dvc", *(["exp", "run", *(f"-S{change}" for change in changes)] if changes else ["repro"])],
     ]
     lines = [shlex.join(step) for step in steps]
     lines[-1] = runner + lines[-1]

@@ -152,7 +152,12 @@ class Registry:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         entry = self.client.create_model_version(
-            CHAMPIONS, version.source, verdict_run or None, tags=tags, description=reason[:5000]
+            CHAMPIONS,
+            version.source,
+            verdict_run or None,
+            tags=tags,
+            description=reason[:5000],
+            model_id=version.source.rpartition("/")[2],
         )
         mine = next((term for term in self.terms() if term.number == int(entry.version)), None)
         if mine is None:
