@@ -169,6 +169,6 @@ def _flat(values: dict[str, Any], prefix: str = ""):
 def _lines(values: dict[str, Any]) -> list[str]:
     found = []
     for key, value in _flat(values):
-        shown = "unknown" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else value
+        shown = "none" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else value
         found.append(f"  {key:<40} {shown}")
     return found

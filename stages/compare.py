@@ -11,6 +11,7 @@ from typing import Any
 
 from dreamer.checkpoint import CheckpointError
 from dreamer.config import ComputeConfig
+from stages.address import TrackingError
 from stages.agents import load_agent
 from stages.bundle import BundleError, read_config
 from stages.params import Params, PromoteParams, load
@@ -46,9 +47,9 @@ def verdict(challenger: str, champion: str | None, params: Params, force: bool) 
         if champion is not None:
             try:
                 paths["champion"] = tracking.fetch(champion, fresh=True)
-            except BundleError as error:
+            except (BundleError, TrackingError) as error:  # damaged, or deleted
                 if not force:
-                    raise BundleError(f"the champion is damaged (mario rollback): {error}") from None
+                    raise type(error)(f"the champion cannot be compared with (mario rollback): {error}") from None
         weights = {who: read_config(path)["weights_sha256"] for who, path in paths.items()}
         known["weights_sha256"] = weights
         if len(weights) == 2 and len(set(weights.values())) == 1:
