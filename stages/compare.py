@@ -42,6 +42,7 @@ def verdict(challenger: str, champion: str | None, params: Params, force: bool) 
 
     rule = params.promote
     known: dict[str, Any] = {"rule": rule.to_dict(), "game": params.env.for_evaluation().to_dict()}
+    lost: list[str] = []
     try:
         paths = {"challenger": tracking.fetch(challenger, fresh=True)}
         if champion is not None:
@@ -50,6 +51,7 @@ def verdict(challenger: str, champion: str | None, params: Params, force: bool) 
             except (BundleError, TrackingError) as error:  # damaged, or deleted
                 if not force:
                     raise type(error)(f"the champion cannot be compared with (mario rollback): {error}") from None
+                lost = [f"the champion cannot be compared with: {error}"]
         weights = {who: read_config(path)["weights_sha256"] for who, path in paths.items()}
         known["weights_sha256"] = weights
         if len(weights) == 2 and len(set(weights.values())) == 1:
@@ -61,7 +63,8 @@ def verdict(challenger: str, champion: str | None, params: Params, force: bool) 
     from stages.play import summarize
 
     results = {who: {**summarize(rows), "episodes": rows} for who, rows in episodes.items()}
-    return {**known, **judge(episodes["challenger"], episodes.get("champion"), rule), "results": results}
+    judged = judge(episodes["challenger"], episodes.get("champion"), rule)
+    return {**known, **judged, "reasons": [*lost, *judged["reasons"]], "results": results}
 
 
 def play(paths: dict[str, Path], params: Params, rule: PromoteParams) -> dict[str, list[dict[str, Any]]]:

@@ -34,7 +34,7 @@ def judge(
     reasons = broken_floors(challenger, rule)
     passed = not reasons
     if test is None:
-        reasons.append("there is no champion yet, so only the floors and the artifact's hash were checked")
+        reasons.append("there is no champion to compare with, so only the floors and the artifact's hash were checked")
     else:
         passed = passed and test["better"]
         reasons.append(test["words"])

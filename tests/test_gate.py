@@ -85,7 +85,7 @@ def test_a_broken_floor_refuses_even_the_better_one(floors, words, champion):
 def test_the_first_one_needs_the_floors_only_and_the_verdict_says_so():
     verdict = gate.judge(rows([0] * 100), None, RULE)
     assert (verdict["status"], verdict["test"]) == ("PASS", None)
-    assert "no champion yet" in verdict["reasons"][0]
+    assert "no champion to compare with" in verdict["reasons"][0]
 
 
 @pytest.mark.parametrize(("changes", "words"), [({"episodes": 99}, "episodes"), ({"confidence": 1.0}, "confidence")])

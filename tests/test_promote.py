@@ -131,7 +131,7 @@ def test_a_verdict_is_with_the_version_and_in_the_log(story):
         assert len(verdict["results"]["challenger"]["episodes"]) == 100
     first, second = found.terms()[:2]
     assert (first.kind, second.kind) == ("promotion", "promotion")
-    assert "no champion yet" in first.reason and "paired bootstrap" in second.reason
+    assert "no champion to compare with" in first.reason and "paired bootstrap" in second.reason
 
 
 def test_what_cannot_gain_anything_is_refused(story, register, capfd):
