@@ -10,7 +10,7 @@ from pathlib import Path
 
 from stages.allocator import keep_freed_memory
 
-SCRIPTS = ("collect", "train", "evaluate", "render", "report", "play", "bench", "evidence")
+SCRIPTS = ("collect", "train", "evaluate", "render", "report", "play", "compare", "verify", "bench", "evidence")
 
 # By name: importing their modules to compare types would load torch before an error in params.yaml is told.
 TOLD = {
@@ -21,6 +21,7 @@ TOLD = {
     "stages.report.ReportError",
     "stages.render.RenderError",
     "stages.address.TrackingError",
+    "stages.bundle.BundleError",
     "stages.watch.Diverged",
 }
 

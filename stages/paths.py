@@ -18,5 +18,6 @@ EVALUATION = REPORTS / "evaluation.json"
 EPISODES = REPORTS / "episodes.csv"
 ACTIONS = REPORTS / "actions.json"
 MODEL = REPORTS / "model.json"
+VERDICT = REPORTS / "promotion.json"  # the gate's last one; {} before the first
 GIFS = REPORTS / "gifs"
 PAGE = REPORTS / "report.html"

@@ -20,6 +20,7 @@ from dreamer.rollout import Episode, Rollout, Steps, episode_seeds, play_episode
 from dreamer.training import Counters, Progress, Training
 from stages import git, open_loop, provenance, tracking
 from stages.curves import Curve
+from stages.digest import dvc_md5
 from stages.interrupt import Interrupt, graceful
 from stages.params import Params, load
 from stages.paths import CHECKPOINTS, REPLAY, SEED_DATA, SNAPSHOTS, TRAINING
@@ -315,7 +316,9 @@ def _describe(frames: int, row: dict[str, float], best: dict[str, Any]) -> str:
 def main() -> None:
     params = load()
     inputs = {
-        key: value for key, value in params.to_dict().items() if key not in ("collect", "evaluate", "render", "profile")
+        key: value
+        for key, value in params.to_dict().items()
+        if key not in ("collect", "evaluate", "render", "promote", "profile")
     }
     data = digest(SEED_DATA)
     work = Work("train", fingerprint(inputs, data))
@@ -365,10 +368,12 @@ def _write_provenance(work: Work, params: Params, run: tracking.Run, data: str) 
         "profile": params.profile,
         "params": params.to_dict(),
         "data_sha256": data,
+        "replay_md5": dvc_md5(work.path / "replay"),
         "rom_sha256": rom_sha256(),
         "seed": params.seed,
         "hardware": provenance.hardware(),
         "versions": provenance.versions(),
+        **provenance.surroundings(),
         "started": work.notes["started"],
         "finished": provenance.now(),
         "resumed": work.notes["resumed"],

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+
 from dreamer.agent import Agent
 from dreamer.config import AgentConfig, ComputeConfig
 
@@ -35,3 +37,14 @@ def agent_config(**changes: dict[str, Any]) -> AgentConfig:
 
 def small_agent(**changes: dict[str, Any]) -> Agent:
     return Agent(agent_config(**changes), CPU, actions=7)
+
+
+def pressing(button: int, share: float = 20.0) -> Agent:
+    """An agent that always presses one button (an index into `dreamer.mario.ACTIONS`), all but for unimix."""
+    agent = small_agent()
+    output = agent.actor_critic.actor.output
+    with torch.no_grad():
+        output.weight.zero_()
+        output.bias.zero_()
+        output.bias[button] = share
+    return agent
