@@ -50,7 +50,17 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="of the first start and of sampling; default: %(default)s",
     )
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else")
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--web", action="store_true", help="play live in a browser, with the model's dream beside the game"
+    )
+    parser.add_argument(
+        "--port", type=_number(0, 65535), default=8765, metavar="N", help="of --web; 0: any; default: %(default)s"
+    )
+    parser.add_argument("--open", action="store_true", help="with --web: open the browser, too")
+    args = parser.parse_args(argv)
+    if args.web and (args.json or args.save_gif):
+        parser.error("--web shows its episodes in the browser: leave out --json and --save-gif")
+    return args
 
 
 def _number(low: int, high: int | None = None):
@@ -69,6 +79,8 @@ def main() -> None:
     args = arguments()
     params = load()
     env_config = game(params, args.level)
+    if args.web:
+        return live(args, params, env_config)
 
     import torch  # late, as it takes seconds: --help and what is wrong in params.yaml are told at once
     from tqdm import tqdm
@@ -121,6 +133,33 @@ def main() -> None:
     )
     if cameras:
         print(f"animations in {args.gif_dir}/")
+
+
+def live(args: argparse.Namespace, params: Params, env_config: EnvConfig) -> None:
+    """Plays in a browser instead. On a CPU in float32 and one thread, the fastest for one game."""
+    from stages.live import server
+
+    with server.bind(args.port) as listening:
+        import torch
+
+        from dreamer.agent import pick_device
+        from dreamer.mario import make_env
+        from stages.live import models
+        from stages.live.session import Session
+
+        compute = {**params.compute.to_dict(), "compile": False}
+        if pick_device(compute["device"]).type == "cpu":
+            torch.set_num_threads(1)
+            compute["precision"] = "float32"
+        session = Session(
+            models.loader(find, ComputeConfig.from_dict(compute)),
+            lambda level: make_env(game(params, level)),
+            model=args.model if args.file is None else str(Path(args.model) / args.file),
+            level=env_config.level,
+            seed=args.seed,
+            greedy=args.deterministic,
+        )
+        server.serve(session, lambda: models.known(args.model), listening, args.open)
 
 
 def game(params: Params, level: str | None) -> EnvConfig:

@@ -378,6 +378,29 @@ def fetch_checkpoint(which: str) -> Path:
     return next(kept.glob("*.pt"))
 
 
+def registered_models() -> list[dict[str, str]]:
+    """Names for `fetch_checkpoint`, the latest first, each with its aliases.
+
+    Raises:
+        TrackingError: the store cannot be used
+    """
+    if _mlflow() is None:
+        return []
+    store = Store(tracking_uri())
+    try:
+        versions = store.client.search_model_versions(f"name = '{MODEL}'")
+        aliases = store.client.get_registered_model(MODEL).aliases if versions else {}
+    except store._error as error:
+        raise TrackingError(explained(store.name, error)) from None
+    return [
+        {
+            "name": number,
+            "about": ", ".join(["version", *(alias for alias, of in sorted(aliases.items()) if str(of) == number)]),
+        }
+        for number in sorted((str(version.version) for version in versions), key=int, reverse=True)
+    ]
+
+
 def serve(player: type) -> None:
     """Called by the model's code when MLflow loads it: an instance of `player` is the model."""
     import mlflow.models

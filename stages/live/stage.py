@@ -1,0 +1,254 @@
+"""The session on stage: its pace, the page that watches it, and what that page asks for.
+
+One thread does all that the session does, so commands and steps never meet. The game is never more than one view ahead
+of what the page has drawn: a slow page slows it down, and a page that is gone stops it. One page is on stage: the latest
+that comes has it, and the one before is told.
+"""
+
+import asyncio
+import json
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import WebSocket, WebSocketDisconnect
+
+from dreamer.mario import ACTIONS
+from stages.__main__ import told
+from stages.live.errors import LiveError
+from stages.live.hands import BUTTONS
+from stages.live.messages import pack
+from stages.live.session import AHEAD, Session
+
+SPEEDS = (2, 5, 15, 30, 0)  # decisions a second; the game's own is 15; 0: as many as can be
+MOVED = 4001  # code of a websocket that is closed because another page has the stage
+LATE = 0.25  # seconds that are caught up with, not more
+
+
+@dataclass
+class Shown:
+    """What there is to show after a step or a command."""
+
+    view: bytes
+    film: bytes | None  # if it was dreamt just now
+    episodes: list[dict[str, Any]]  # that ended since the last time
+
+
+class Page:
+    """A connected page. A view, or a film, that is not sent yet gives way to the next one; notes are all sent."""
+
+    def __init__(self, socket: WebSocket):
+        self.socket = socket
+        self.sent = self.seen = 0  # views
+        self._view: bytes | None = None
+        self._film: bytes | None = None
+        self._notes: list[str] = []
+        self._something = asyncio.Event()
+
+    def note(self, **what: Any) -> None:
+        self._notes.append(json.dumps(what))
+        self._something.set()
+
+    def show(self, shown: Shown) -> None:
+        for row in shown.episodes:
+            self.note(episode=row)
+        self._view, self._film = shown.view, shown.film or self._film
+        self._something.set()
+
+    @property
+    def behind(self) -> int:
+        """Views that it has not drawn yet."""
+        return self.sent - self.seen + (self._view is not None)
+
+    async def send(self) -> None:
+        """Until the connection ends."""
+        with suppress(RuntimeError, WebSocketDisconnect):
+            while True:
+                await self._something.wait()
+                self._something.clear()
+                notes, self._notes = self._notes, []
+                for text in notes:
+                    await self.socket.send_text(text)
+                if self._film is not None:
+                    film, self._film = self._film, None
+                    await self.socket.send_bytes(film)
+                if self._view is not None:
+                    view, self._view = self._view, None
+                    self.sent += 1
+                    await self.socket.send_bytes(view)
+
+
+class Stage:
+    """
+    Args:
+        models: names of models to pick from, each with what it is
+    """
+
+    def __init__(self, session: Session, models: Callable[[], list[dict[str, str]]]):
+        self.session, self.models = session, models
+        self.running, self.speed = True, 15
+        self.page: Page | None = None
+        self._turn = asyncio.Event()
+        self._door = asyncio.Lock()  # one page at a time comes in
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="session")
+        self._listed = 0  # episodes that the page knows
+        self._spare = 0.0  # seconds to dream ahead in
+        self._cost = 0.0  # of dreaming ahead, the latest
+
+    async def play(self) -> None:
+        """Steps the session while there is a page that keeps up."""
+        due = time.monotonic()
+        while True:
+            await self._turn.wait()
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            if not self._turn.is_set():  # paused meanwhile
+                continue
+            due = max(due, time.monotonic() - LATE) + (1 / self.speed if self.speed else 0.0)
+            try:
+                shown = await self._in_thread(self._next)
+                if self.page:
+                    self.page.show(shown)
+            except Exception as error:
+                self.running = False
+                self._tell(error)
+            self._check()
+
+    def _next(self) -> Shown:
+        """A step. What comes next is dreamt as often as the pace leaves time for, and when it is used up."""
+        began, period = time.monotonic(), 1 / self.speed if self.speed else 0.0
+        self.session.step()
+        self._spare = min(self._spare + period - (time.monotonic() - began), period + self._cost)
+        age = self.session.film_age
+        if self._spare >= self._cost or age is None or age >= AHEAD:
+            before = time.monotonic()
+            self.session.look_ahead()
+            self._cost = time.monotonic() - before
+            self._spare = max(self._spare - self._cost, -period)
+        return self._shown()
+
+    def _still(self) -> Shown:
+        """What a session shows that stands still: always with what comes next."""
+        if self.session.film_age != 0:
+            self.session.look_ahead()
+        return self._shown()
+
+    def _shown(self) -> Shown:
+        numbers, pictures = self.session.view()
+        fresh, self._listed = self.session.ended - self._listed, self.session.ended
+        return Shown(
+            pack({**numbers, "running": self.running, "speed": self.speed}, pictures),
+            pack(*self.session.film_view()) if self.session.film_age == 0 else None,
+            list(self.session.episodes)[-fresh:] if fresh else [],
+        )
+
+    async def welcome(self, socket: WebSocket) -> None:
+        """Serves a page until it is gone."""
+        await socket.accept()
+        page = Page(socket)
+        sending = asyncio.create_task(page.send())
+        try:
+            async with self._door:
+                former, self.page = self.page, None
+                self._check()
+                if former:
+                    with suppress(RuntimeError, WebSocketDisconnect):
+                        await former.socket.close(MOVED, "another page has it")
+                page.note(hello=await self._in_thread(self._hello))
+                page.show(await self._in_thread(self._still))
+                self.page = page
+            self._check()
+            while True:
+                await self._heed(page, await socket.receive_text())
+        except (WebSocketDisconnect, RuntimeError):  # the latter: closed from here, for another page
+            pass
+        finally:
+            sending.cancel()
+            if self.page is page:
+                self.page, self.running = None, False
+                self.session.hands.hold(())
+            self._check()
+
+    def _hello(self) -> dict[str, Any]:
+        self._listed = self.session.ended
+        return {
+            "actions": list(ACTIONS),
+            "buttons": BUTTONS,
+            "speeds": SPEEDS,
+            "ahead": AHEAD,
+            "history": list(self.session.history),
+            "episodes": list(self.session.episodes),
+            "device": self.session.agent.device.type,
+        }
+
+    async def _heed(self, page: Page, text: str) -> None:
+        try:
+            command = json.loads(text) if text.startswith("{") else None
+            await self._obey(page, command)
+            if command["do"] not in ("seen", "hold", "models"):
+                page.show(await self._in_thread(self._shown if self.running else self._still))
+        except json.JSONDecodeError:
+            page.note(error=f"{text[:80]}: not a command")
+        except Exception as error:
+            self._tell(error)
+        self._check()
+
+    async def _obey(self, page: Page, command: Any) -> None:
+        """
+        Raises:
+            LiveError and the session's errors: it cannot be done; nothing has changed
+        """
+        session, do = self.session, self._in_thread
+        match command:
+            case {"do": "seen", "value": int(views)}:
+                page.seen = min(page.sent, max(page.seen, views))
+            case {"do": "run", "value": bool(on)}:
+                self.running = on
+            case {"do": "step"}:
+                self.running = False
+                if page.behind < 2:  # a held key repeats faster than a slow page draws
+                    await do(session.step)
+            case {"do": "speed", "value": speed} if speed in SPEEDS:
+                self.speed = speed
+            case {"do": "greedy", "value": bool(on)}:
+                await do(session.set_greedy, on)
+            case {"do": "take", "value": bool(on)}:
+                await do(session.hands.take, on)
+            case {"do": "hold", "value": list(buttons)}:
+                session.hands.hold(map(str, buttons))
+            case {"do": "dream", "value": bool(on)}:
+                await do(session.enter_dream if on else session.leave_dream)
+            case {"do": "begin", "seed": int(seed), "level": str(level)}:
+                await do(session.begin, seed, level)
+            case {"do": "next"}:
+                await do(session.begin, (session.episode.seed + 1) % 2**32)
+            case {"do": "pick", "value": str(model)}:
+                await do(session.pick, model)
+            case {"do": "models"}:
+                page.note(models=await asyncio.to_thread(self.models))
+            case _:
+                raise LiveError(f"{json.dumps(command)[:80]}: not a command of this page; reload it")
+
+    def _tell(self, error: Exception) -> None:
+        """Errors are the page's to show; ours go to the terminal, too."""
+        line = told(error)
+        if line is None:
+            traceback.print_exception(error)
+            line = f"{type(error).__name__} in the program; the terminal that runs it says more"
+        if self.page:
+            self.page.note(error=line)
+
+    def _check(self) -> None:
+        """Whether it is the game's turn."""
+        ready = self.running and self.page is not None and self.page.behind < 2
+        self._turn.set() if ready else self._turn.clear()
+
+    async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
+    def close(self) -> None:
+        self._thread.shutdown()
+        self.session.close()
