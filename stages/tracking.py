@@ -384,9 +384,11 @@ def registered_models() -> list[dict[str, str]]:
     Raises:
         TrackingError: the store cannot be used
     """
-    if _mlflow() is None:
+    uri = tracking_uri()
+    kept = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:") else None
+    if (kept and not kept.exists()) or _mlflow() is None:  # nothing recorded yet, and looking shall not make it
         return []
-    store = Store(tracking_uri())
+    store = Store(uri)
     try:
         versions = store.client.search_model_versions(f"name = '{MODEL}'")
         aliases = store.client.get_registered_model(MODEL).aliases if versions else {}

@@ -8,7 +8,7 @@ import asyncio
 import errno
 import socket
 import webbrowser
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -42,6 +42,7 @@ def application(stage: Stage) -> FastAPI:
         playing.cancel()
         with suppress(asyncio.CancelledError):
             await playing
+        await stage.stop()
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"], www_redirect=False)
@@ -87,7 +88,10 @@ def bind(port: int) -> socket.socket:
 
 
 def serve(
-    session: Session, models: Callable[[], list[dict[str, str]]], listening: socket.socket, open_browser: bool
+    session: Session,
+    models: Callable[[], Awaitable[list[dict[str, str]]]],
+    listening: socket.socket,
+    open_browser: bool,
 ) -> None:
     """Serves the page until Ctrl-C or SIGTERM."""
     stage = Stage(session, models)

@@ -1,15 +1,15 @@
 """The session on stage: its pace, the page that watches it, and what that page asks for.
 
 One thread does all that the session does, so commands and steps never meet. The game is never more than one view ahead
-of what the page has drawn: a slow page slows it down, and a page that is gone stops it. One page is on stage: the latest
-that comes has it, and the one before is told.
+of what the page has drawn: a slow page slows it down, and a page that is gone stops it. One page is on stage: the
+latest that comes has it, and the one before is told.
 """
 
 import asyncio
 import json
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ from stages.live.session import AHEAD, Session
 
 SPEEDS = (2, 5, 15, 30, 0)  # decisions a second; the game's own is 15; 0: as many as can be
 MOVED = 4001  # code of a websocket that is closed because another page has the stage
+ON_TIME = 0.01  # seconds after its time at which a step still is
 LATE = 0.25  # seconds that are caught up with, not more
 
 
@@ -88,28 +89,33 @@ class Stage:
         models: names of models to pick from, each with what it is
     """
 
-    def __init__(self, session: Session, models: Callable[[], list[dict[str, str]]]):
+    def __init__(self, session: Session, models: Callable[[], Awaitable[list[dict[str, str]]]]):
         self.session, self.models = session, models
+        self._listing: asyncio.Task[None] | None = None
         self.running, self.speed = True, 15
         self.page: Page | None = None
         self._turn = asyncio.Event()
         self._door = asyncio.Lock()  # one page at a time comes in
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="session")
         self._listed = 0  # episodes that the page knows
-        self._spare = 0.0  # seconds to dream ahead in
-        self._cost = 0.0  # of dreaming ahead, the latest
 
     async def play(self) -> None:
-        """Steps the session while there is a page that keeps up."""
+        """Steps the session while there is a page that keeps up.
+
+        Dreaming ahead can take longer than a step may. So it waits until the steps have caught up: the pace is kept,
+        and the film is as fresh as the machine can make it.
+        """
         due = time.monotonic()
         while True:
             await self._turn.wait()
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             if not self._turn.is_set():  # paused meanwhile
                 continue
-            due = max(due, time.monotonic() - LATE) + (1 / self.speed if self.speed else 0.0)
+            now = time.monotonic()
+            on_time = self.speed and now < due + ON_TIME
+            due = max(due, now - LATE) + (1 / self.speed if self.speed else 0.0)
             try:
-                shown = await self._in_thread(self._next)
+                shown = await self._in_thread(self._next, on_time)
                 if self.page:
                     self.page.show(shown)
             except Exception as error:
@@ -117,17 +123,12 @@ class Stage:
                 self._tell(error)
             self._check()
 
-    def _next(self) -> Shown:
-        """A step. What comes next is dreamt as often as the pace leaves time for, and when it is used up."""
-        began, period = time.monotonic(), 1 / self.speed if self.speed else 0.0
+    def _next(self, dream_ahead: bool) -> Shown:
+        """A step. What comes next is dreamt if there is time, and when the last film is used up."""
         self.session.step()
-        self._spare = min(self._spare + period - (time.monotonic() - began), period + self._cost)
         age = self.session.film_age
-        if self._spare >= self._cost or age is None or age >= AHEAD:
-            before = time.monotonic()
+        if dream_ahead or age is None or age >= AHEAD:
             self.session.look_ahead()
-            self._cost = time.monotonic() - before
-            self._spare = max(self._spare - self._cost, -period)
         return self._shown()
 
     def _still(self) -> Shown:
@@ -228,9 +229,15 @@ class Stage:
             case {"do": "pick", "value": str(model)}:
                 await do(session.pick, model)
             case {"do": "models"}:
-                page.note(models=await asyncio.to_thread(self.models))
+                if self._listing is None or self._listing.done():
+                    self._listing = asyncio.create_task(self._list_models())
             case _:
                 raise LiveError(f"{json.dumps(command)[:80]}: not a command of this page; reload it")
+
+    async def _list_models(self) -> None:
+        found = await self.models()
+        if self.page:
+            self.page.note(models=found)
 
     def _tell(self, error: Exception) -> None:
         """Errors are the page's to show; ours go to the terminal, too."""
@@ -248,6 +255,12 @@ class Stage:
 
     async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
+    async def stop(self) -> None:
+        """Ends what still runs in the background."""
+        if self._listing is not None:
+            self._listing.cancel()
+            await asyncio.wait([self._listing])
 
     def close(self) -> None:
         self._thread.shutdown()
