@@ -87,6 +87,16 @@ def bind(port: int) -> socket.socket:
     return listening
 
 
+def configuration(stage: Stage) -> uvicorn.Config:
+    return uvicorn.Config(
+        application(stage),
+        log_level="warning",
+        ws="websockets-sansio",
+        ws_per_message_deflate=False,  # would take longer than it saves here
+        timeout_graceful_shutdown=1,
+    )
+
+
 def serve(
     session: Session,
     models: Callable[[], Awaitable[list[dict[str, str]]]],
@@ -95,18 +105,11 @@ def serve(
 ) -> None:
     """Serves the page until Ctrl-C or SIGTERM."""
     stage = Stage(session, models)
-    config = uvicorn.Config(
-        application(stage),
-        log_level="warning",
-        ws="websockets-sansio",
-        ws_per_message_deflate=False,  # would take longer than it saves here
-        timeout_graceful_shutdown=1,
-    )
     url = f"http://{HOST}:{listening.getsockname()[1]}/"
     print(f"{session.model}, level {session.level}: live on {url} (Ctrl-C ends it)", flush=True)
     if open_browser:
         webbrowser.open(url)
     try:
-        uvicorn.Server(config).run(sockets=[listening])
+        uvicorn.Server(configuration(stage)).run(sockets=[listening])
     finally:
         stage.close()
