@@ -32,7 +32,7 @@ const connection = connect({
     if (first) begin(first);
     if (episode) showEpisodes([episode]);
     if (models) showModels(models);
-    if (error) banner(error);
+    if (error) { banner(error); showModels(); } // the model that was picked may be what is not there
   },
   binary(buffer) {
     const message = unpack(buffer), isView = !("film" in message.numbers);
