@@ -11,7 +11,7 @@ function readColors() {
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => readColors());
 
 export class Chart {
-  // line: the row's key that is drawn as a line; dots: one drawn as dots, where it is not null; range: [low, high] or null for what the rows have
+  // line: the row's key that is drawn as a line; dots: one drawn as dots, where it is not null; range: [low, high, step] or null for what the rows have
   constructor(canvas, { line, dots = null, range = null }) {
     Object.assign(this, { canvas, line, dots, range });
     this.context = canvas.getContext("2d");
@@ -35,10 +35,10 @@ export class Chart {
     const shown = rows.slice(-SHOWN);
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.clearRect(0, 0, width, height);
-    const [low, high] = this.range ?? this.limits(shown);
+    const [low, high, step] = this.range ?? this.limits(shown);
     const x = (i) => LEFT + ((width - LEFT - RIGHT) * (SHOWN - shown.length + i)) / (SHOWN - 1);
     const y = (value) => TOP + (height - TOP - BOTTOM) * (1 - (value - low) / (high - low));
-    this.axes(low, high, width, y);
+    this.axes(low, high, step, width, y);
     this.episodes(shown, x, height);
     if (this.dots) {
       context.fillStyle = colors.accent;
@@ -65,17 +65,16 @@ export class Chart {
         if (row[key] !== null) { low = Math.min(low, row[key]); high = Math.max(high, row[key]); }
       }
     }
-    const step = nice((high - low || 1) / 2);
-    return [Math.floor(low / step) * step, Math.ceil(high / step) * step || step];
+    const step = nice((high - low || 1) / 3);
+    return [Math.floor(low / step) * step, Math.ceil(high / step) * step, step];
   }
 
-  axes(low, high, width, y) {
+  axes(low, high, step, width, y) {
     const { context } = this;
     context.font = "11px system-ui, sans-serif";
     context.textAlign = "right";
     context.textBaseline = "middle";
     context.lineWidth = 1;
-    const step = nice((high - low) / 2);
     for (let value = low; value <= high + step / 1e6; value += step) {
       context.strokeStyle = colors.line;
       context.beginPath();

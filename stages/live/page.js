@@ -8,7 +8,8 @@ import { draw, unpack } from "./picture.js";
 const find = (id) => document.getElementById(id);
 const set = (element, text) => { if (element.textContent !== text) element.textContent = text; };
 const signed = (number, digits = 1) => { const text = Math.abs(number).toFixed(digits); return (number < 0 && Number(text) ? "−" : "") + text; };
-const percent = (share) => (share > 0.995 || share < 0.005 ? `${(100 * share).toFixed(1)}%` : `${Math.round(100 * share)}%`);
+const percent = (share) => `${(100 * share).toFixed(share > 0.9945 && share < 0.9995 ? 1 : 0)}%`;
+const short = (action) => action.replace("right", "→").replace("left", "←").replaceAll("+", " ");
 
 let hello = null; // what there is to know about the session
 let now = { running: false, taken: false, mode: "game", speed: 15, greedy: false }; // the latest view's numbers
@@ -18,7 +19,7 @@ let history = [], drawnAt = [], state = "lost", pending = null;
 const charts = {
   value: new Chart(find("chart-value"), { line: "value" }),
   reward: new Chart(find("chart-reward"), { line: "reward", dots: "real_reward" }),
-  goes_on: new Chart(find("chart-goes_on"), { line: "goes_on", range: [0, 1] }),
+  goes_on: new Chart(find("chart-goes_on"), { line: "goes_on", range: [0, 1, 0.5] }),
 };
 
 const connection = connect({
@@ -132,7 +133,7 @@ function showFilm({ numbers, pictures }) {
     canvas.setAttribute("aria-label", `Dreamt ${k + 1} ahead, after ${action}`);
     goes.firstChild.style.width = `${100 * film.goes_on[k]}%`;
     goes.title = `goes on: ${percent(film.goes_on[k])}`;
-    set(what, action);
+    set(what, short(action));
     set(gain, (film.reward[k] > 0 ? "+" : "") + signed(film.reward[k]));
   });
 }
@@ -154,7 +155,7 @@ function showTitles() {
     set(find("game-title"), "The real game");
     set(find("game-note"), `x ${now.x} · return ${signed(dream.real_total, 0)} to the same actions${over(now.outcome)}`);
     set(find("mind-title"), "The dream");
-    set(find("mind-note"), `decision ${dream.decisions} · return ${signed(dream.total_reward, 0)} · off by ${dream.error.toFixed(1)}${now.goes_on < 0.5 ? " · ends here" : ""}`);
+    set(find("mind-note"), `decision ${dream.decisions} · return ${signed(dream.total_reward, 0)} · off by ${dream.error.toFixed(1)} of 255${now.goes_on < 0.5 ? " · ends here" : ""}`);
   } else {
     set(find("game-title"), "The game");
     set(find("game-note"), `x ${now.x} · return ${signed(now.return, 0)} · clock ${now.clock}${over(now.outcome)}`);
@@ -204,7 +205,9 @@ function showEpisodes(rows) {
   }
   const played = [...find("episodes").rows].map((line) => line.cells[1].textContent).filter((outcome) => outcome !== "stopped");
   set(find("cleared"), played.length ? `${played.filter((outcome) => outcome === "flag").length} of ${played.length} cleared` : "");
-  find("none").hidden = find("episodes").rows.length > 0;
+  const none = !find("episodes").rows.length;
+  find("none").hidden = !none;
+  find("list").hidden = none;
 }
 
 function showState() {
