@@ -188,6 +188,11 @@ class Session:
         states, actions = self.mind.imagine(state, action, AHEAD, self.greedy)
         self.film = Film(actions, self.mind.think(states), self.history[-1]["step"])
 
+    @property
+    def film_age(self) -> int | None:
+        """Steps since it was dreamt; None without one."""
+        return None if self.film is None else self.history[-1]["step"] - self.film.step
+
     def enter_dream(self) -> None:
         """Plays on inside the world model from the present state.
 
@@ -223,58 +228,6 @@ class Session:
         dream.decisions += 1
         dream.total_reward += float(dream.thoughts.reward[0])
         self._remember(dream.thoughts, None if reward is None else float(reward), dream.decisions)
-
-    # What is to be seen
-
-    def view(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Numbers, and pictures (H, W, 3) uint8: the screen, what the agent sees, and what the model shows."""
-        dream, episode = self.dream, self.episode
-        thoughts = dream.thoughts if dream else self.thoughts
-        info = dream.info if dream else episode.info
-        obs = dream.obs if dream else self.steps.obs[0]
-        numbers = {
-            "mode": "dream" if dream else "game",
-            "model": self.model,
-            "level": self.level,
-            "seed": episode.seed,
-            "greedy": self.greedy,
-            "taken": self.hands.on,
-            "decisions": episode.decisions,
-            "return": episode.total_reward,
-            **{name: info[name] for name in ("x", "best_x", "clock", "outcome")},
-            "action": dream.action if dream else self.action,
-            "probs": [round(float(p), 4) for p in thoughts.probs[0]],
-            "value": float(thoughts.value[0]),
-            "reward": float(thoughts.reward[0]),
-            "goes_on": float(thoughts.goes_on[0]),
-            "row": self.history[-1],  # of the charts
-            "ended": self.ended,
-            "dream": dream
-            and {
-                "decisions": dream.decisions,
-                "total_reward": dream.total_reward,
-                "real_total": dream.real_total,
-                "over": dream.over,
-                "error": float(np.abs(thoughts.image[0].astype(np.int16) - obs).mean()),
-            },
-        }
-        return numbers, {"screen": self.env.render(), "sees": obs, "model": thoughts.image[0]}
-
-    def film_view(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """The film's numbers and pictures (H, 64, 64, 3)."""
-        thoughts = self.film.thoughts
-        numbers = {
-            "film": self.film.step,
-            "actions": self.film.actions.tolist(),
-            "reward": [round(float(r), 2) for r in thoughts.reward],
-            "goes_on": [round(float(c), 4) for c in thoughts.goes_on],
-        }
-        return numbers, {"film": thoughts.image}
-
-    @property
-    def film_age(self) -> int | None:
-        """Steps since it was dreamt; None without one."""
-        return None if self.film is None else self.history[-1]["step"] - self.film.step
 
     def _remember(self, thoughts: Thoughts, reward: float | None, decision: int) -> None:
         self.history.append(

@@ -12,7 +12,6 @@ import traceback
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi import WebSocket, WebSocketDisconnect
@@ -22,65 +21,14 @@ from stages.__main__ import told
 from stages.live.errors import LiveError
 from stages.live.hands import BUTTONS
 from stages.live.messages import pack
+from stages.live.page import Page, Shown
 from stages.live.session import AHEAD, Session
+from stages.live.views import film_view, view
 
 SPEEDS = (2, 5, 15, 30, 0)  # decisions a second; the game's own is 15; 0: as many as can be
 MOVED = 4001  # code of a websocket that is closed because another page has the stage
 ON_TIME = 0.01  # seconds after its time at which a step still is
 LATE = 0.25  # seconds that are caught up with, not more
-
-
-@dataclass
-class Shown:
-    """What there is to show after a step or a command."""
-
-    view: bytes
-    film: bytes | None  # if it was dreamt just now
-    episodes: list[dict[str, Any]]  # that ended since the last time
-
-
-class Page:
-    """A connected page. A view, or a film, that is not sent yet gives way to the next one; notes are all sent."""
-
-    def __init__(self, socket: WebSocket):
-        self.socket = socket
-        self.sent = self.seen = 0  # views
-        self._view: bytes | None = None
-        self._film: bytes | None = None
-        self._notes: list[str] = []
-        self._something = asyncio.Event()
-
-    def note(self, **what: Any) -> None:
-        self._notes.append(json.dumps(what))
-        self._something.set()
-
-    def show(self, shown: Shown) -> None:
-        for row in shown.episodes:
-            self.note(episode=row)
-        self._view, self._film = shown.view, shown.film or self._film
-        self._something.set()
-
-    @property
-    def behind(self) -> int:
-        """Views that it has not drawn yet."""
-        return self.sent - self.seen + (self._view is not None)
-
-    async def send(self) -> None:
-        """Until the connection ends."""
-        with suppress(RuntimeError, WebSocketDisconnect):
-            while True:
-                await self._something.wait()
-                self._something.clear()
-                notes, self._notes = self._notes, []
-                for text in notes:
-                    await self.socket.send_text(text)
-                if self._film is not None:
-                    film, self._film = self._film, None
-                    await self.socket.send_bytes(film)
-                if self._view is not None:
-                    view, self._view = self._view, None
-                    self.sent += 1
-                    await self.socket.send_bytes(view)
 
 
 class Stage:
@@ -138,11 +86,11 @@ class Stage:
         return self._shown()
 
     def _shown(self) -> Shown:
-        numbers, pictures = self.session.view()
+        numbers, pictures = view(self.session)
         fresh, self._listed = self.session.ended - self._listed, self.session.ended
         return Shown(
             pack({**numbers, "running": self.running, "speed": self.speed}, pictures),
-            pack(*self.session.film_view()) if self.session.film_age == 0 else None,
+            pack(*film_view(self.session)) if self.session.film_age == 0 else None,
             list(self.session.episodes)[-fresh:] if fresh else [],
         )
 
