@@ -9,11 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from agents import CPU
 from clones import copy
 from live import ROOT, Served, open_session, save_agents, say, until, views
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from dreamer.checkpoint import load_agent
+from stages import params, paths, play, tracking
 from stages.live import models, server
 from stages.live.errors import LiveError
 
@@ -128,6 +132,24 @@ def tree(tmp_path_factory, checkpoints):
     (root / "checkpoints").mkdir()
     (root / "checkpoints/best.pt").write_bytes((checkpoints / "one.pt").read_bytes())
     return root
+
+
+def test_registered_models_are_listed_with_their_aliases_and_can_be_picked(tree, checkpoints, monkeypatch):
+    monkeypatch.chdir(tree)
+    monkeypatch.setattr(paths, "ROOT", tree)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tree}/registry.db")
+    settings = params.load(ROOT / "params.yaml")
+    with tracking.run("evaluate", settings) as record:
+        for name in ("one.pt", "two.pt"):
+            record.log_model(checkpoints / name, settings, {})
+    assert asyncio.run(models.known("2")) == [
+        {"name": "2", "about": "version, challenger"},
+        {"name": "1", "about": "version"},
+        {"name": "checkpoints/best.pt", "about": "checkpoint"},
+    ]
+    agent = models.loader(play.find, CPU)("2")
+    expected = load_agent(checkpoints / "two.pt", CPU)
+    assert all(map(torch.equal, agent.parameters(), expected.parameters()))
 
 
 def start(tree: Path, *arguments: str) -> subprocess.Popen:
