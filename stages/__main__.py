@@ -20,6 +20,7 @@ TOLD = {
     "stages.progress.ProgressError",
     "stages.report.ReportError",
     "stages.render.RenderError",
+    "stages.live.errors.LiveError",
     "stages.address.TrackingError",
     "stages.bundle.BundleError",
     "stages.watch.Diverged",

@@ -8,6 +8,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -52,7 +53,17 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="of the first start and of sampling; default: %(default)s",
     )
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else")
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--web", action="store_true", help="play live in a browser, with the model's dream beside the game"
+    )
+    parser.add_argument(
+        "--port", type=_number(0, 65535), default=8765, metavar="N", help="of --web; 0: any; default: %(default)s"
+    )
+    parser.add_argument("--open", action="store_true", help="with --web: open the browser, too")
+    args = parser.parse_args(argv)
+    if args.web and (args.json or args.save_gif):
+        parser.error("--web shows its episodes in the browser: leave out --json and --save-gif")
+    return args
 
 
 def _number(low: int, high: int | None = None):
@@ -72,6 +83,8 @@ def main() -> None:
     params = load() if PATH.exists() or Path(args.model) == CHECKPOINTS else None
     if params:
         game(params.env, args.level)  # what is wrong in it, before what takes seconds
+    if args.web:
+        return live(args, params)
     path = find(args.model, args.file)
     env_config, compute = settings(path, params, args.level)
 
@@ -135,6 +148,33 @@ def settings(path: Path, params: Params | None, level: str | None) -> tuple[EnvC
     env = EnvConfig.from_dict(bundle.read_config(path)["env"]) if path.is_dir() else (params or load()).env
     compute = params.compute.to_dict() if params else {"device": "auto", "precision": "float32"}
     return game(env, level), ComputeConfig.from_dict({**compute, "compile": False})  # takes longer than it saves here
+
+
+def live(args: argparse.Namespace, params: Params | None) -> None:
+    """Plays in a browser instead. On a CPU in float32 and one thread, the fastest for one game."""
+    from stages.live import server
+
+    with server.bind(args.port) as listening:
+        import torch
+
+        from dreamer.agent import pick_device
+        from dreamer.mario import make_env
+        from stages.live import models
+        from stages.live.session import Session
+
+        env, compute = settings(find(args.model, args.file), params, args.level)
+        if pick_device(compute.device).type == "cpu":
+            torch.set_num_threads(1)
+            compute = replace(compute, precision="float32")
+        session = Session(
+            models.loader(find, compute),
+            lambda level: make_env(game(env, level)),
+            model=args.model if args.file is None else str(Path(args.model) / args.file),
+            level=env.level,
+            seed=args.seed,
+            greedy=args.deterministic,
+        )
+        server.serve(session, lambda: models.known(args.model), listening, args.open)
 
 
 def game(env: EnvConfig, level: str | None) -> EnvConfig:

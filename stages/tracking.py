@@ -443,6 +443,31 @@ def fetch(which: str, fresh: bool = False) -> Path:
     return found
 
 
+def registered_models() -> list[dict[str, str]]:
+    """Names for `fetch_checkpoint`, the latest first, each with its aliases.
+
+    Raises:
+        TrackingError: the store cannot be used
+    """
+    uri = tracking_uri()
+    kept = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:") else None
+    if (kept and not kept.exists()) or _mlflow() is None:  # nothing recorded yet, and looking shall not make it
+        return []
+    store = Store(uri)
+    try:
+        versions = store.client.search_model_versions(f"name = '{MODEL}'")
+        aliases = store.client.get_registered_model(MODEL).aliases if versions else {}
+    except store._error as error:
+        raise TrackingError(explained(store.name, error)) from None
+    return [
+        {
+            "name": number,
+            "about": ", ".join(["version", *(alias for alias, of in sorted(aliases.items()) if str(of) == number)]),
+        }
+        for number in sorted((str(version.version) for version in versions), key=int, reverse=True)
+    ]
+
+
 def serve(player: type) -> None:
     """Called by the model's code when MLflow loads it: an instance of `player` is the model."""
     import mlflow.models
