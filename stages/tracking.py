@@ -444,7 +444,7 @@ def fetch(which: str, fresh: bool = False) -> Path:
 
 
 def registered_models() -> list[dict[str, str]]:
-    """Names for `fetch_checkpoint`, the latest first, each with its aliases.
+    """Names for `fetch`, the latest first, each with its aliases.
 
     Raises:
         TrackingError: the store cannot be used

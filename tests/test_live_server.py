@@ -16,8 +16,9 @@ from live import ROOT, Served, open_session, save_agents, say, until, views
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from dreamer import checkpoint
 from dreamer.checkpoint import load_agent
-from stages import params, paths, play, tracking
+from stages import bundle, params, paths, play, tracking
 from stages.live import models, server
 from stages.live.errors import LiveError
 
@@ -140,8 +141,9 @@ def test_registered_models_are_listed_with_their_aliases_and_can_be_picked(tree,
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tree}/registry.db")
     settings = params.load(ROOT / "params.yaml")
     with tracking.run("evaluate", settings) as record:
-        for name in ("one.pt", "two.pt"):
-            record.log_model(checkpoints / name, settings, {})
+        for name in ("one", "two"):
+            state = checkpoint.load(checkpoints / f"{name}.pt")
+            record.log_model(bundle.write(tree / name, state, settings.env.to_dict()), settings, {})
     assert asyncio.run(models.known("2")) == [
         {"name": "2", "about": "version, challenger"},
         {"name": "1", "about": "version"},
