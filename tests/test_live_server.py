@@ -184,3 +184,10 @@ def test_what_is_wrong_at_the_start_is_one_line(tree, arguments, part):
     line = errors.splitlines()[0]
     assert line.startswith("error: ")
     assert part in line
+
+
+@pytest.mark.parametrize("other", ["--json", "--save-gif"])
+def test_what_the_page_has_no_use_for_is_a_usage_error(other, capsys):
+    with pytest.raises(SystemExit):
+        play.arguments(["--web", other])
+    assert "--web shows its episodes in the browser" in capsys.readouterr().err
