@@ -43,7 +43,7 @@ def test_help_lists_the_commands_without_importing_what_they_need(shared):
     done = run(shared, "python", "-X", "importtime", "-m", "pipeline.cli", "--help")
     assert done.returncode == 0
     assert not imported(done) & {"dvc", "mlflow", "prefect", "torch", "numpy"}
-    for command in ("demo", "status", "play", "ui"):
+    for command in ("demo", "status", "play", "models", "promote", "rollback", "lineage", "reproduce", "ui"):
         assert re.search(rf"^ +{command} ", done.stdout, re.MULTILINE)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def loader(find: Callable[[str, None], Path], compute: ComputeConfig) -> "Callable[[str], Agent]":
     """An agent by what `mario play --model` takes; `find` is that of `stages.play`."""
-    from dreamer.checkpoint import load_agent  # late: the process that lists models has no use for torch
+    from stages.agents import load_agent  # late: the process that lists models has no use for torch
 
     return lambda name: load_agent(find(name, None), compute)
 
