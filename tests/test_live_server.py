@@ -16,8 +16,9 @@ from live import ROOT, Served, open_session, save_agents, say, until, views
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from dreamer import checkpoint
 from dreamer.checkpoint import load_agent
-from stages import params, paths, play, tracking
+from stages import bundle, params, paths, play, tracking
 from stages.live import models, server
 from stages.live.errors import LiveError
 
@@ -141,7 +142,8 @@ def test_registered_models_are_listed_with_their_aliases_and_can_be_picked(tree,
     settings = params.load(ROOT / "params.yaml")
     with tracking.run("evaluate", settings) as record:
         for name in ("one.pt", "two.pt"):
-            record.log_model(checkpoints / name, settings, {})
+            made = bundle.write(tree / "bundle", checkpoint.load(checkpoints / name), settings.env.to_dict())
+            record.log_model(made, settings, {})
     assert asyncio.run(models.known("2")) == [
         {"name": "2", "about": "version, challenger"},
         {"name": "1", "about": "version"},
