@@ -192,6 +192,7 @@ def test_the_keyboard_alone_drives_everything(watch):
         press("n")
         watched.decision(before + 1)
         assert NAMES[session.steps.action[0]] == action
+        watched.shows("#game-note", f"you: {action} ")
         for key in keys:
             page.keyboard.up(key)
     assert page.locator("#bars li").count() == 7

@@ -141,9 +141,9 @@ def test_registered_models_are_listed_with_their_aliases_and_can_be_picked(tree,
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tree}/registry.db")
     settings = params.load(ROOT / "params.yaml")
     with tracking.run("evaluate", settings) as record:
-        for name in ("one", "two"):
-            state = checkpoint.load(checkpoints / f"{name}.pt")
-            record.log_model(bundle.write(tree / name, state, settings.env.to_dict()), settings, {})
+        for name in ("one.pt", "two.pt"):
+            made = bundle.write(tree / "bundle", checkpoint.load(checkpoints / name), settings.env.to_dict())
+            record.log_model(made, settings, {})
     assert asyncio.run(models.known("2")) == [
         {"name": "2", "about": "version, challenger"},
         {"name": "1", "about": "version"},
@@ -186,3 +186,10 @@ def test_what_is_wrong_at_the_start_is_one_line(tree, arguments, part):
     line = errors.splitlines()[0]
     assert line.startswith("error: ")
     assert part in line
+
+
+@pytest.mark.parametrize("other", ["--json", "--save-gif"])
+def test_what_the_page_has_no_use_for_is_a_usage_error(other, capsys):
+    with pytest.raises(SystemExit):
+        play.arguments(["--web", other])
+    assert "--web shows its episodes in the browser" in capsys.readouterr().err

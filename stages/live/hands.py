@@ -25,10 +25,11 @@ class Hands:
     def __init__(self):
         self.on = False  # the joypad, instead of the agent
         self.held: frozenset[str] = frozenset()
+        self.latest: int | None = None  # action, since they took it
         self._tapped: set[str] = set()
 
     def take(self, on: bool) -> None:
-        self.on, self.held, self._tapped = on, frozenset(), set()
+        self.on, self.held, self.latest, self._tapped = on, frozenset(), None, set()
 
     def hold(self, buttons: Iterable[str]) -> None:
         """All that is held from now on.
@@ -45,4 +46,5 @@ class Hands:
     def action(self) -> int:
         """For the next decision; forgets the taps."""
         buttons, self._tapped = self.held | self._tapped, set()
-        return action_of(buttons)
+        self.latest = action_of(buttons)
+        return self.latest

@@ -151,14 +151,15 @@ function showTitles() {
   document.body.dataset.mode = now.mode;
   document.body.toggleAttribute("data-taken", now.taken);
   const over = (outcome) => (outcome ? ` · ${outcome}` : "");
+  const you = now.taken ? `you: ${now.by_hand === null ? "–" : hello.actions[now.by_hand]} · ` : "";
   if (dream) {
     set(find("game-title"), "The real game");
-    set(find("game-note"), `x ${now.x} · return ${signed(dream.real_total, 0)} to the same actions${over(now.outcome)}`);
+    set(find("game-note"), `${you}x ${now.x} · return ${signed(dream.real_total, 0)} to the same actions${over(now.outcome)}`);
     set(find("mind-title"), "The dream");
     set(find("mind-note"), `decision ${dream.decisions} · return ${signed(dream.total_reward, 0)} · off by ${dream.error.toFixed(1)} of 255${now.goes_on < 0.5 ? " · ends here" : ""}`);
   } else {
     set(find("game-title"), "The game");
-    set(find("game-note"), `x ${now.x} · return ${signed(now.return, 0)} · clock ${now.clock}${over(now.outcome)}`);
+    set(find("game-note"), `${you}x ${now.x} · return ${signed(now.return, 0)} · clock ${now.clock}${over(now.outcome)}`);
     set(find("mind-title"), "What the model sees");
     set(find("mind-note"), "its state, drawn by the decoder");
   }

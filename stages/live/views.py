@@ -20,6 +20,7 @@ def view(session: Session) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         "seed": episode.seed,
         "greedy": session.greedy,
         "taken": session.hands.on,
+        "by_hand": session.hands.latest,
         "decisions": episode.decisions,
         "return": episode.total_reward,
         **{name: info[name] for name in ("x", "best_x", "clock", "outcome")},
