@@ -9,6 +9,7 @@ REPLAY = Path("data/replay")
 
 CHECKPOINTS = Path("checkpoints")
 BEST = CHECKPOINTS / "best.pt"
+SNAPSHOTS = "snapshot-{:03}.pt"  # in it: the weights after so many percent of training
 PROVENANCE = CHECKPOINTS / "provenance.json"
 
 REPORTS = Path("reports")

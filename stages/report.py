@@ -182,6 +182,7 @@ def contents() -> dict[str, Any]:
         "reach": flag_x or max(1, *episodes["best_x"]) if len(episodes) else 1,
         "films": [entry for entry in pictures if entry["kind"] == "episode"],
         "dreams": [entry for entry in pictures if entry["kind"] == "open_loop"],
+        "learning": [entry for entry in pictures if entry["kind"] == "learning"],
         "speed": params.render.fps * env["action_repeat"] / FRAMES_PER_SECOND,
         "context": params.render.context,
         "charts": {

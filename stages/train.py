@@ -23,11 +23,12 @@ from stages.curves import Curve
 from stages.digest import dvc_md5
 from stages.interrupt import Interrupt, graceful
 from stages.params import Params, load
-from stages.paths import CHECKPOINTS, REPLAY, SEED_DATA, TRAINING
+from stages.paths import CHECKPOINTS, REPLAY, SEED_DATA, SNAPSHOTS, TRAINING
 from stages.progress import Progress as Work
 from stages.progress import fingerprint, publish
 from stages.watch import Watch
 
+QUARTERS = (0, 25, 50, 100)  # percent of training after which the weights are kept, to see what was learned when
 VIDEO_STEPS = 50  # decisions of the open-loop prediction
 VIDEO_LIMIT = 600  # decisions of an evaluation's video
 
@@ -66,6 +67,8 @@ class Session:
             work.path / "episodes.csv",
             ("decisions", "hours", "seed", "return", "best_x", "clear", "outcome", "length"),
         )
+        self.seeded = self.frames
+        self.snapshots: list[int] = []  # those of QUARTERS that are kept
         self.watch = Watch(params, len(ACTIONS), work.path)
         self.seconds = 0.0  # of training, over all its sittings
         self.best = {"return": None, "frames": None}
@@ -197,6 +200,14 @@ class Session:
         score = self.best["return"] if self.best["frames"] == self.frames else None
         return {**checkpoint.agent_state(self.agent), "frames": self.frames, "score": score}
 
+    def snapshot(self) -> None:
+        """Keeps the weights at each of QUARTERS, counted from the end of the seed data."""
+        done, total = self.frames - self.seeded, self.params.train.steps - self.seeded
+        for percent in QUARTERS:
+            if percent not in self.snapshots and 100 * done >= percent * total:
+                checkpoint.save(self.work.path / SNAPSHOTS.format(percent), self._weights())
+                self.snapshots.append(percent)
+
     def save(self, final: bool = False) -> None:
         """Everything that the next round depends on; a final one, after which there is none, leaves out the model's
         states of all that replay holds. Files that only the checkpoint before needed go last.
@@ -214,6 +225,7 @@ class Session:
             "random": checkpoint.random_state(),
             "best": self.best,
             "done": self.done,
+            "snapshots": self.snapshots,
             "seconds": self.hours * 3600,
             "window": self._window,
             "unsent": [] if final else self.run.waiting(),
@@ -234,6 +246,7 @@ class Session:
         self.training.load_state_dict(state)
         checkpoint.load_random_state(state["random"])
         self.best, self.done, self.seconds = state["best"], state["done"], state["seconds"]
+        self.snapshots = state["snapshots"]
         device = self.agent.device
         self._window = [{name: value.to(device) for name, value in row.items()} for row in state["window"]]
         self.run.put_again(state["unsent"])
@@ -264,6 +277,7 @@ class Session:
                         bar.update(self.training.counters.decisions - bar.n)
                     if self.interrupt:
                         raise _Stopped
+                    self.snapshot()
                     if line := self.watch.line(self.clock()):
                         bar.write(line)
                     if self.due("log"):
@@ -370,5 +384,6 @@ def _write_provenance(work: Work, params: Params, run: tracking.Run, data: str) 
 
 def _publish(work: Work) -> None:
     publish(sorted((work.path / "replay").glob("*.npz")), REPLAY)
-    publish([work.path / name for name in ("best.pt", "latest.pt", "provenance.json")], CHECKPOINTS)
+    names = ("best.pt", "latest.pt", "provenance.json", *map(SNAPSHOTS.format, QUARTERS))
+    publish([work.path / name for name in names], CHECKPOINTS)
     publish([work.path / name for name in ("losses.csv", "evaluations.csv", "episodes.csv", "summary.json")], TRAINING)

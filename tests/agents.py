@@ -16,12 +16,18 @@ def agent_config(**changes: dict[str, Any]) -> AgentConfig:
     groups = {
         "model": {
             **{"deter": 64, "stoch": 8, "classes": 8, "hidden": 64, "depth": 4, "units": 64, "layers": 2},
-            **{"initial": "learned", "unimix_ratio": 0.01},
+            **{"buckets": "symlog", "initial": "learned", "unimix_ratio": 0.01},
         },
         "losses": {"free_nats": 0.6, "dyn_scale": 0.5, "rep_scale": 0.1, "reward_scale": 1.0, "continue_scale": 1.0},
         "behavior": {
             **{"imag_horizon": 10, "imag_starts": 0, "imag_gradient": "reinforce", "imag_gradient_mix": 0.5},
-            **{"discount": 0.97, "discount_lambda": 0.95, "entropy": 3e-3, "return_decay": 0.99},
+            **{
+                "discount": 0.97,
+                "discount_lambda": 0.95,
+                "entropy": 3e-3,
+                "normalize": "returns",
+                "return_decay": 0.99,
+            },
             **{"slow_target": True, "slow_target_update": 1, "slow_target_fraction": 0.02},
         },
         "optimizers": {"model": {"lr": 1e-3, **adam}, "actor": {"lr": 3e-4, **adam}, "critic": {"lr": 1e-3, **adam}},

@@ -106,10 +106,10 @@ def write_inputs(root: Path, clears: int = 5, rows: int = 6) -> None:
         index.append(
             {"file": name, "kind": "episode", **{key: row[key] for key in EPISODES if key not in ("episode", "noops")}}
         )
-    gif.write(reports / "gifs/open_loop.gif", shades, 10)
-    index.append(
-        {"file": "open_loop.gif", "kind": "open_loop", **dict.fromkeys(index[0].keys() - {"file", "kind"}), "length": 5}
-    )
+    for kind in ("learning", "open_loop"):
+        gif.write(reports / f"gifs/{kind}.gif", shades, 10)
+        blank = dict.fromkeys(index[0].keys() - {"file", "kind"})
+        index.append({"file": f"{kind}.gif", "kind": kind, **blank, "length": 5})
     write_json(reports / "gifs/index.json", index)
 
     effective = params.load(ROOT / "params.yaml", profile="debug").to_dict()
@@ -206,6 +206,7 @@ def test_the_report_holds_the_inputs_numbers(root):
         ".venv/bin/mario play --web --model 3",
         ".venv/bin/mario lineage 3 .venv/bin/mario reproduce 3",
         "weights " + "3" * 64,
+        "as the model imagined it after so much of its training",
     ):
         assert words in page, words
 
@@ -257,7 +258,7 @@ def test_the_page_loads_nothing_and_is_well_formed(root):
     assert [url for url in loads.urls if not url.startswith(("data:", "#"))] == []
     assert re.findall(r"url\((?!#)|@import|<script|<iframe|<object|<embed", page) == []
     assert len(loads.ids) == len(set(loads.ids)) > 20
-    assert len(loads.images) == 3
+    assert len(loads.images) == 4
     assert all(image["alt"] and image["width"] and image["height"] for image in loads.images)
     assert page.count('<svg role="img" aria-label="') == 18
     assert "&lt;script&gt;alert(" in page
@@ -365,7 +366,7 @@ def test_a_browser_without_a_network_shows_it_all_without_sideways_scrolling(roo
     title = re.search(r"<title>(.*?)</title>", found, flags=re.DOTALL)
     assert title, found[:500]
     seen = json.loads(html.unescape(title[1]))
-    assert seen["images"] == [256, 256, 256]
+    assert seen["images"] == [256, 256, 256, 256]
     assert seen["loaded"] == []
     assert seen["seen"] == width
     assert seen["needed"] <= width
