@@ -70,7 +70,7 @@ class Server:
             self.process = subprocess.Popen(
                 command, env=env, stdout=log, stderr=log, cwd=self.folder, start_new_session=True
             )
-        for _ in range(600):
+        for _ in range(3000):
             assert self.process.poll() is None, (self.folder / "server.log").read_text()
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=1).close()
