@@ -207,7 +207,9 @@ def test_a_tampered_artifact_is_an_error_that_is_logged_and_nobody_s_champion(tr
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    done = run(tree, "mario", "promote", victim, "--force", "--reason", "I want it", env=server_of(os.environ), timeout=1800)
+    done = run(
+        tree, "mario", "promote", victim, "--force", "--reason", "I want it", env=server_of(os.environ), timeout=1800
+    )
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert re.fullmatch(rf"error: version {victim} is not promoted: .*not those that were registered.*", last)
