@@ -23,6 +23,7 @@ from stages import bundle, params, paths, tracking
 mlflow = pytest.importorskip("mlflow")
 
 NOOP, RIGHT, RUN = 0, 1, 3
+pytestmark = pytest.mark.timeout(3600)  # many processes, each of which loads torch and MLflow
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def story(tree, register):
     told["first"] = json.loads(promote.VERDICT.read_text())
     told["codes"].append(promote.promote(runner))
     told["second"] = json.loads(promote.VERDICT.read_text())
-    told["planted"] = run(tree, "mario", "promote", sleeper, env=server_of(os.environ))
+    told["planted"] = run(tree, "mario", "promote", sleeper, env=server_of(os.environ), timeout=1800)
     told["third"] = json.loads(promote.VERDICT.read_text())
     return told
 
@@ -206,7 +207,9 @@ def test_a_tampered_artifact_is_an_error_that_is_logged_and_nobody_s_champion(tr
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    done = run(tree, "mario", "promote", victim, "--force", "--reason", "I want it", env=server_of(os.environ))
+    done = run(
+        tree, "mario", "promote", victim, "--force", "--reason", "I want it", env=server_of(os.environ), timeout=1800
+    )
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert re.fullmatch(rf"error: version {victim} is not promoted: .*not those that were registered.*", last)
