@@ -20,7 +20,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
     sys.exit(code)
 
 
@@ -35,6 +36,17 @@ def parser() -> argparse.ArgumentParser:
     status.set_defaults(run=_status)
 
     commands.add_parser("play", help="a trained agent plays (mario play --help)", add_help=False)
+
+    image = commands.add_parser("image", help="the image in which MARIO_RUNNER=docker runs stages")
+    actions = image.add_subparsers(title="actions", metavar="ACTION", required=True)
+    build = actions.add_parser("build", help="build it, with packages as locked")
+    build.add_argument("--services", action="store_true", help="that of docker/compose.yaml and the Docker work pool")
+    build.add_argument(
+        "--base",
+        metavar="IMAGE",
+        help="image with Python 3.13 to start from; default: $BASE_IMAGE, or python:3.13-slim",
+    )
+    build.set_defaults(run=_image_build)
 
     ui = commands.add_parser("ui", help="MLflow in the browser: runs, charts, registered models")
     ui.add_argument("--port", type=int, default=5000, metavar="N", help="default: %(default)s")
@@ -53,6 +65,12 @@ def _status(args: argparse.Namespace) -> int:
 
     print(status.describe())
     return 0
+
+
+def _image_build(args: argparse.Namespace) -> int:
+    from pipeline import image
+
+    return image.build(args.services, args.base)
 
 
 def _ui(args: argparse.Namespace) -> int:

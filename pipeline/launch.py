@@ -6,7 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
-RUNNERS = ("process",)
+RUNNERS = ("process", "docker")
 PIPELINE_KEY = "MARIO_PIPELINE_KEY"  # the same for all stages of one run of the pipeline
 SILENT = {  # nothing here phones home; each of these tools reads a switch of its own
     "DO_NOT_TRACK": "true",
@@ -39,7 +39,21 @@ def main() -> None:
     os.environ.setdefault(PIPELINE_KEY, pipeline_key())
     if os.getppid() != parent:  # it died before the signal was arranged
         sys.exit(128 + signal.SIGTERM)
+    if runner == "docker":
+        sys.exit(in_container(sys.argv[1:], graph.uses_gpu(sys.argv[1])))
     os.execv(sys.executable, [sys.executable, "-m", "stages", sys.argv[1]])
+
+
+def in_container(command: list[str], gpu: bool) -> int | str:
+    """Exit code of `python -m stages *command` in a container; where that cannot be, tells why in one line."""
+    from pipeline import containers
+    from pipeline.errors import UserError
+
+    try:
+        return containers.run(command, gpu)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
 
 
 def pipeline_key() -> str:

@@ -173,7 +173,10 @@ def measure_game(env_config: Any) -> dict[str, float]:
 
 def measure_sampling() -> dict[str, float]:
     """Milliseconds for a batch with its contexts out of 20,000 steps, and to write its states back."""
-    replay, (stoch, deter) = Replay(ReplayConfig(10**6, 1024, context=True, recent_share=0.0, recent_steps=2000)), (32, 512)
+    replay, (stoch, deter) = (
+        Replay(ReplayConfig(10**6, 1024, context=True, recent_share=0.0, recent_steps=2000)),
+        (32, 512),
+    )
     steps, latents = Steps.empty(1, (64, 64, 3)), (np.zeros((1, stoch), np.uint8), np.zeros((1, deter), np.float32))
     for _ in range(20_000):
         replay.add(["bench"], steps, latents)

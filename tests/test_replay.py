@@ -202,7 +202,10 @@ class TestContexts:
         assert batch.context.stoch.dtype == np.uint8 and batch.context.deter.dtype == np.float32
 
     def test_h_is_held_to_a_254th(self):
-        replay, rng = Replay(ReplayConfig(1000, 64, context=True, recent_share=0.0, recent_steps=2000)), np.random.default_rng(0)
+        replay, rng = (
+            Replay(ReplayConfig(1000, 64, context=True, recent_share=0.0, recent_steps=2000)),
+            np.random.default_rng(0),
+        )
         deter = np.append(rng.uniform(-1, 1, 4094), [-1.0001, 1.0001]).astype(np.float32)
         for t in range(2):
             replay.add(["env0"], step(t, 1), (np.zeros((1, 3), np.uint8), deter[None]))
