@@ -32,6 +32,17 @@ def parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="the whole pipeline on the CPU in a few minutes, then where to look")
     demo.set_defaults(run=_demo)
 
+    run = commands.add_parser("run", help="run what changed as a Prefect flow, in processes or containers")
+    run.add_argument(
+        "--runner", choices=("process", "docker"), help="where stages run; default: $MARIO_RUNNER, or process"
+    )
+    run.add_argument("--profile", metavar="NAME", help="another than params.yaml's, for this run")
+    run.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter for this run: train.steps=20000"
+    )
+    run.add_argument("--minutes", type=float, metavar="N", help="stop resumably after so long; default: runner.minutes")
+    run.set_defaults(run=_run)
+
     status = commands.add_parser("status", help="what is up to date, what changed, what goes on where it stopped")
     status.set_defaults(run=_status)
 
@@ -58,6 +69,12 @@ def _demo(args: argparse.Namespace) -> int:
     from pipeline import demo
 
     return demo.run()
+
+
+def _run(args: argparse.Namespace) -> int:
+    from pipeline import run
+
+    return run.run(args.profile, args.set, args.runner, args.minutes)
 
 
 def _status(args: argparse.Namespace) -> int:

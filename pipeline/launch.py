@@ -30,7 +30,8 @@ def main() -> None:
         stages = graph.load()
     except graph.GraphError as error:
         sys.exit(f"error: {error}")
-    if len(sys.argv) != 2 or sys.argv[1] not in stages:
+    plays = sys.argv[1:2] == ["play"]  # no stage, but runs where stages do
+    if not plays and (len(sys.argv) != 2 or sys.argv[1] not in stages):
         sys.exit(f"error: unknown stage {' '.join(sys.argv[1:]) or '(none given)'}; stages: {', '.join(stages)}")
     runner = os.environ.get("MARIO_RUNNER", "process")
     if runner not in RUNNERS:
@@ -40,8 +41,8 @@ def main() -> None:
     if os.getppid() != parent:  # it died before the signal was arranged
         sys.exit(128 + signal.SIGTERM)
     if runner == "docker":
-        sys.exit(in_container(sys.argv[1:], graph.uses_gpu(sys.argv[1])))
-    os.execv(sys.executable, [sys.executable, "-m", "stages", sys.argv[1]])
+        sys.exit(in_container(sys.argv[1:], plays or graph.uses_gpu(sys.argv[1])))
+    os.execv(sys.executable, [sys.executable, "-m", "stages", *sys.argv[1:]])
 
 
 def in_container(command: list[str], gpu: bool) -> int | str:
