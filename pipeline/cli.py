@@ -59,6 +59,14 @@ def parser() -> argparse.ArgumentParser:
     )
     build.set_defaults(run=_image_build)
 
+    deploy = commands.add_parser("deploy", help="send prefect.yaml's deployments to the Prefect server")
+    deploy.set_defaults(run=_deploy)
+
+    doctor = commands.add_parser(
+        "doctor", help="what this machine has of what is needed, and what to do about the rest"
+    )
+    doctor.set_defaults(run=_doctor)
+
     ui = commands.add_parser("ui", help="MLflow in the browser: runs, charts, registered models")
     ui.add_argument("--port", type=int, default=5000, metavar="N", help="default: %(default)s")
     ui.set_defaults(run=_ui)
@@ -88,6 +96,18 @@ def _image_build(args: argparse.Namespace) -> int:
     from pipeline import image
 
     return image.build(args.services, args.base)
+
+
+def _deploy(args: argparse.Namespace) -> int:
+    from pipeline import deployments
+
+    return deployments.deploy()
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from pipeline import doctor
+
+    return doctor.examine()
 
 
 def _ui(args: argparse.Namespace) -> int:
