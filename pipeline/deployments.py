@@ -27,9 +27,8 @@ def deploy() -> int:
             return code
     if code := _prefect("--no-prompt", "deploy", "--all"):
         return code
-    print(
-        f"\n{server.removesuffix('/api')} has the deployments; a worker runs them:\n  prefect worker start --pool {next(iter(POOLS))}"
-    )
+    print(f"\nthe deployments are at {server.removesuffix('/api')}; a worker runs them:")
+    print(f"  prefect worker start --pool {next(iter(POOLS))}")
     return 0
 
 

@@ -36,9 +36,7 @@ def attempt(examination: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
 
 def python() -> Iterator[Finding]:
     version = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info < (3, 13):
-        yield BAD, "Python", f"{version}; install 3.13 or newer and run make setup"
-    elif not (Path.cwd() / ".venv").exists() or Path(sys.prefix).resolve() != (Path.cwd() / ".venv").resolve():
+    if not (Path.cwd() / ".venv").exists() or Path(sys.prefix).resolve() != (Path.cwd() / ".venv").resolve():
         yield NOTE, "Python", f"{version} in {sys.prefix}, not in this directory's .venv; make setup makes one"
     else:
         yield GOOD, "Python", f"{version} in .venv"

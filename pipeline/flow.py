@@ -61,9 +61,10 @@ def retrain(runner: Literal["process", "docker"] | None = None, minutes: float |
     run = Run(runner, minutes)
     if not run.claim(wait=False):
         return Completed(name="Skipped", message=f"another run is at work here: {run.holder()}")
-    if not status.changed():
-        return Completed(name="UpToDate", message="no code, data or parameter has changed (dvc status)")
-    return run.go()
+    if status.changed():
+        return run.go()
+    run.give_back()
+    return Completed(name="UpToDate", message="no code, data or parameter has changed (dvc status)")
 
 
 @flow(name="evaluate", log_prints=False)
@@ -126,6 +127,11 @@ class Run:
                 self._claimed = not self.watch.why
         return True
 
+    def give_back(self) -> None:
+        if self._claimed:
+            self._claim.give_back()
+            self._claimed = False
+
     def holder(self) -> str:
         note = self._claim.holder()
         return f"run {note.get('name', 'unknown')} (process {note.get('pid', 'unknown')})"
@@ -156,8 +162,7 @@ class Run:
             return Cancelled(message="Ctrl-C; run again to go on")
         finally:
             self._reap()
-            if self._claimed:
-                self._claim.give_back()
+            self.give_back()
 
     def _submit(self, futures: dict[str, PrefectFuture]) -> None:
         gpu_limit()
