@@ -80,7 +80,8 @@ def toy(tree: Path, stages: dict[str, list[str]]) -> Path:
         (tree / name).mkdir()
     (tree / "stages/__init__.py").touch()
     (tree / "stages/__main__.py").write_text(MAIN)
-    shutil.copy(ROOT / "docker/stages.lock", tree / "docker")
+    for name in ("stages.lock", "compose.yaml", "compose.gpu.yaml"):
+        shutil.copy(ROOT / "docker" / name, tree / "docker")
     shutil.copy(ROOT / "prefect.yaml", tree)
     (tree / ".gitignore").write_text("/.mario/\n*.out\n__pycache__/\n")
     runner = yaml.safe_load((ROOT / "params.yaml").read_text())["runner"]
