@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ class Session:
         self, command: Sequence[str], env: dict[str, str], on_text: Callable[[bytes], None], stdout: IO | None = None
     ):
         self._on_text = on_text
+        self._stopping, self._stopped = threading.Lock(), False
         self._process = subprocess.Popen(
             [sys.executable, "-m", "pipeline.session", *command],
             env=env,
@@ -47,12 +49,16 @@ class Session:
 
     def stop(self, seconds: float) -> None:
         """Ctrl-C for all of it, once: DVC lets its command end first. What is left after `seconds` is killed."""
-        self._signal(signal.SIGINT)
-        end = time.monotonic() + seconds
-        while self._signal(0) and time.monotonic() < end:
-            self._process.poll()
-            time.sleep(0.05)
-        self._signal(signal.SIGKILL)
+        with self._stopping:  # a second signal would tell a stage to stop without saving
+            if self._stopped:
+                return
+            self._stopped = True
+            self._signal(signal.SIGINT)
+            end = time.monotonic() + seconds
+            while self._signal(0) and time.monotonic() < end:
+                self._process.poll()
+                time.sleep(0.05)
+            self._signal(signal.SIGKILL)
 
     def _signal(self, signum: int) -> bool:
         with contextlib.suppress(ProcessLookupError):
