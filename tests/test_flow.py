@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from clones import ROOT, commit, environment, run
 
 from pipeline import engine, repro, workspace
 from pipeline.errors import TryAgain, UserError
+from pipeline.session import Session
+from pipeline.watch import OUT_OF_TIME, Watch
 
 GRAPH = {  # each stage with what it needs
     "first": [],
@@ -241,28 +244,46 @@ def test_parameters_of_one_run_leave_the_repository_as_it_was(tmp_path, server):
     assert "runner:process" in tags
 
 
-@pytest.mark.parametrize(("runner", "how"), [("process", "ctrl-c"), ("docker", "page"), ("process", "budget")])
+@pytest.mark.parametrize(("runner", "how"), [("process", "ctrl-c"), ("docker", "page")])
 def test_a_run_that_is_stopped_saves_and_leaves_nothing_behind(tmp_path, server, runner, how, request):
     if runner == "docker":
         request.getfixturevalue("image")
     tree = toy(tmp_path / "tree", {"first": [], "last": ["first"]})
     (tree / "scripts/last.py").write_text(SAVES)
-    process = mario(tree, server, "--runner", runner, *(["--minutes", "0.5"] if how == "budget" else []))
+    process = mario(tree, server, "--runner", runner)
     child = int(wait_for(tree / ".mario/started"))
     flow_run = json.loads((tree / ".mario/flow.json").read_text())["flow_run_id"]
     if how == "ctrl-c":
         process.send_signal(signal.SIGINT)
-    elif how == "page":
+    else:
         server.cancel(flow_run)
     output = process.communicate(timeout=300)[0]
     assert (tree / ".mario/saved").read_text() == "SIGINT", output
-    assert process.returncode == (0 if how == "budget" else 130), output
-    kind, name, message = server.state(flow_run)
-    assert (kind, name) == (("COMPLETED", "OutOfTime") if how == "budget" else ("CANCELLED", "Cancelled")), message
+    assert process.returncode == 130, output
+    assert server.state(flow_run)[0] == "CANCELLED"
     assert names(server, flow_run)["first"] == "Ran"
     assert containers(tree) == [] if runner == "docker" else gone(child)
     (tree / "scripts/last.py").write_text("")
     assert names(server, go(tree, server)) == {"first": "Cached", "last": "Ran"}  # nothing of it stays locked
+
+
+def test_a_budget_ends_what_runs_and_it_saves(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".mario").mkdir()
+    session = Session([sys.executable, "-c", SAVES], environment(), lambda chunk: None)
+    wait_for(tmp_path / ".mario/started")
+    with Watch(uuid.uuid4(), stop_seconds=60, minutes=0.001) as watch, watch.over(session):
+        assert session.wait() == 128 + signal.SIGINT
+        assert watch.why == OUT_OF_TIME
+    assert (tmp_path / ".mario/saved").read_text() == "SIGINT"
+
+
+def test_a_run_out_of_time_has_not_failed(tmp_path, server):
+    tree = toy(tmp_path / "tree", {"first": []})
+    (tree / "scripts/first.py").write_text(SAVES)
+    flow_run = go(tree, server, "--minutes", "0.01")
+    assert server.state(flow_run)[:2] == ("COMPLETED", "OutOfTime")
+    assert names(server, flow_run)["first"] == "Cancelled"
 
 
 def test_a_run_that_is_killed_takes_its_stage_along_and_is_marked_by_the_next(tmp_path, server):
