@@ -2,7 +2,6 @@
 
 import contextlib
 import threading
-import time
 from uuid import UUID
 
 from pipeline.session import Session
@@ -22,17 +21,22 @@ class Watch:
     def __init__(self, flow_run_id: UUID, stop_seconds: float, minutes: float):
         self.why: str | None = None
         self._flow_run_id, self._stop_seconds = flow_run_id, stop_seconds
-        self._end = time.monotonic() + minutes * 60 if minutes else float("inf")
+        self._budget = threading.Timer(minutes * 60, self.stop, (OUT_OF_TIME,)) if minutes else None
         self._sessions: set[Session] = set()
         self._lock, self._over = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="watch", daemon=True)
 
     def __enter__(self) -> "Watch":
         self._thread.start()
+        if self._budget:
+            self._budget.daemon = True
+            self._budget.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
+        if self._budget:
+            self._budget.cancel()
         self.stop(CANCELLED)
         self._thread.join(10)
 
@@ -65,8 +69,6 @@ class Watch:
 
         with get_client(sync_client=True) as client:
             while not self._over.wait(LOOK_EVERY):
-                if time.monotonic() > self._end:
-                    return self.stop(OUT_OF_TIME)
                 with contextlib.suppress(Exception):  # the server is away: it does not end the run
                     state = client.read_flow_run(self._flow_run_id).state
                     if state and (state.is_cancelling() or state.is_cancelled()):

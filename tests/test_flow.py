@@ -269,6 +269,7 @@ def test_a_run_that_is_stopped_saves_and_leaves_nothing_behind(tmp_path, server,
 
 def test_a_budget_ends_what_runs_and_it_saves(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")  # a server that is away ends no run
     (tmp_path / ".mario").mkdir()
     session = Session([sys.executable, "-c", SAVES], environment(), lambda chunk: None)
     wait_for(tmp_path / ".mario/started")
