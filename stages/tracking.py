@@ -34,7 +34,7 @@ PIPELINE_KEY = "MARIO_PIPELINE_KEY"
 LINKS = {  # tags for what ran a stage, by the variables in which it says so
     "dvc.exp": "DVC_EXP_NAME",
     "image": "MARIO_IMAGE_DIGEST",
-    "prefect.flow_run_id": "MARIO_FLOW_RUN_ID",
+    "prefect.flow_run": "MARIO_FLOW_RUN_ID",
     "prefect.flow_run_url": "MARIO_FLOW_RUN_URL",
 }
 SYSTEM_EVERY = 10.0  # seconds between two samples of the machine's load
