@@ -54,8 +54,11 @@ bench: setup  ## what updates, acting, the emulator and sampling cost on this ma
 lint: setup  ## style and unused code
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-lock:  ## resolve pyproject.toml anew into requirements.lock (no registry is named in it)
-	@$(BIN)/uv pip compile --quiet --universal --python-version 3.13 --generate-hashes --extra dev --no-header pyproject.toml -o requirements.lock
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.13 --generate-hashes --no-header pyproject.toml
+lock:  ## resolve pyproject.toml anew into requirements.lock and docker/*.lock (no registry is named in them)
+	@$(COMPILE) --extra dev --extra pipeline -o requirements.lock
+	@$(COMPILE) -c requirements.lock -o docker/stages.lock
+	@$(COMPILE) --extra pipeline -c requirements.lock -o docker/services.lock
 
 clean:  ## remove the environment and caches; data, checkpoints, runs and reports stay
 	rm -rf .venv build ./*.egg-info .pytest_cache .ruff_cache

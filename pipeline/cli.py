@@ -21,7 +21,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
     sys.exit(code)
 
 
@@ -32,10 +33,40 @@ def parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="the whole pipeline on the CPU in a few minutes, then where to look")
     demo.set_defaults(run=_demo)
 
+    run = commands.add_parser("run", help="run what changed as a Prefect flow, in processes or containers")
+    run.add_argument(
+        "--runner", choices=("process", "docker"), help="where stages run; default: $MARIO_RUNNER, or process"
+    )
+    run.add_argument("--profile", metavar="NAME", help="another than params.yaml's, for this run")
+    run.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter for this run: train.steps=20000"
+    )
+    run.add_argument("--minutes", type=float, metavar="N", help="stop resumably after so long; default: runner.minutes")
+    run.set_defaults(run=_run)
+
     status = commands.add_parser("status", help="what is up to date, what changed, what goes on where it stopped")
     status.set_defaults(run=_status)
 
     commands.add_parser("play", help="a trained agent plays (mario play --help)", add_help=False)
+
+    image = commands.add_parser("image", help="the image in which MARIO_RUNNER=docker runs stages")
+    actions = image.add_subparsers(title="actions", metavar="ACTION", required=True)
+    build = actions.add_parser("build", help="build it, with packages as locked")
+    build.add_argument("--services", action="store_true", help="that of docker/compose.yaml and the Docker work pool")
+    build.add_argument(
+        "--base",
+        metavar="IMAGE",
+        help="image with Python 3.13 to start from; default: $BASE_IMAGE, or python:3.13-slim",
+    )
+    build.set_defaults(run=_image_build)
+
+    deploy = commands.add_parser("deploy", help="send prefect.yaml's deployments to the Prefect server")
+    deploy.set_defaults(run=_deploy)
+
+    doctor = commands.add_parser(
+        "doctor", help="what this machine has of what is needed, and what to do about the rest"
+    )
+    doctor.set_defaults(run=_doctor)
 
     models = commands.add_parser("models", help="registered models and their results; --history: champions, and why")
     models.add_argument("--history", action="store_true", help="who was champion from when on, and why")
@@ -77,11 +108,35 @@ def _demo(args: argparse.Namespace) -> int:
     return demo.run()
 
 
+def _run(args: argparse.Namespace) -> int:
+    from pipeline import run
+
+    return run.run(args.profile, args.set, args.runner, args.minutes)
+
+
 def _status(args: argparse.Namespace) -> int:
     from pipeline import status
 
     print(status.describe())
     return 0
+
+
+def _image_build(args: argparse.Namespace) -> int:
+    from pipeline import image
+
+    return image.build(args.services, args.base)
+
+
+def _deploy(args: argparse.Namespace) -> int:
+    from pipeline import deployments
+
+    return deployments.deploy()
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from pipeline import doctor
+
+    return doctor.examine()
 
 
 def _models(args: argparse.Namespace) -> int:

@@ -22,20 +22,29 @@ def load(path: Path = PATH) -> dict[str, tuple[str, ...]]:
     Raises:
         GraphError: there is no such file, or it has no stages
     """
-    try:
-        stages = yaml.safe_load(path.read_text())["stages"]
-    except FileNotFoundError:
-        raise GraphError(f"{path}: not found; run from the repository's root") from None
-    except (yaml.YAMLError, TypeError, KeyError) as error:
-        raise GraphError(
-            f"{path}: no stages in it ({' '.join(str(error).split())}); restore it (git checkout {path})"
-        ) from None
+    stages = _read(path)
     makers = {out: name for name, stage in stages.items() for out in _outs(stage)}
     needs = {
         name: tuple({makers[out]: None for dep in stage.get("deps", ()) for out in makers if _overlap(dep, out)})
         for name, stage in stages.items()
     }
     return {name: needs[name] for name in TopologicalSorter(needs).static_order()}
+
+
+def uses_gpu(name: str, path: Path = PATH) -> bool:
+    """Whether the stage computes on a GPU where there is one."""
+    return bool((_read(path)[name].get("meta") or {}).get("gpu"))
+
+
+def _read(path: Path) -> dict[str, dict]:
+    try:
+        return dict(yaml.safe_load(path.read_text())["stages"])
+    except FileNotFoundError:
+        raise GraphError(f"{path}: not found; run from the repository's root") from None
+    except (yaml.YAMLError, TypeError, KeyError, ValueError) as error:
+        raise GraphError(
+            f"{path}: no stages in it ({' '.join(str(error).split())}); restore it (git checkout {path})"
+        ) from None
 
 
 def _outs(stage: dict) -> list[str]:

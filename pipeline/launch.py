@@ -6,7 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
-RUNNERS = ("process",)
+RUNNERS = ("process", "docker")
 PIPELINE_KEY = "MARIO_PIPELINE_KEY"  # the same for all stages of one run of the pipeline
 SILENT = {  # nothing here phones home; each of these tools reads a switch of its own
     "DO_NOT_TRACK": "true",
@@ -30,7 +30,8 @@ def main() -> None:
         stages = graph.load()
     except graph.GraphError as error:
         sys.exit(f"error: {error}")
-    if len(sys.argv) != 2 or sys.argv[1] not in stages:
+    plays = sys.argv[1:2] == ["play"]  # no stage, but runs where stages do
+    if not plays and (len(sys.argv) != 2 or sys.argv[1] not in stages):
         sys.exit(f"error: unknown stage {' '.join(sys.argv[1:]) or '(none given)'}; stages: {', '.join(stages)}")
     runner = os.environ.get("MARIO_RUNNER", "process")
     if runner not in RUNNERS:
@@ -39,7 +40,21 @@ def main() -> None:
     os.environ.setdefault(PIPELINE_KEY, pipeline_key())
     if os.getppid() != parent:  # it died before the signal was arranged
         sys.exit(128 + signal.SIGTERM)
-    os.execv(sys.executable, [sys.executable, "-m", "stages", sys.argv[1]])
+    if runner == "docker":
+        sys.exit(in_container(sys.argv[1:], plays or graph.uses_gpu(sys.argv[1])))
+    os.execv(sys.executable, [sys.executable, "-m", "stages", *sys.argv[1:]])
+
+
+def in_container(command: list[str], gpu: bool) -> int | str:
+    """Exit code of `python -m stages *command` in a container; where that cannot be, tells why in one line."""
+    from pipeline import containers
+    from pipeline.errors import UserError
+
+    try:
+        return containers.run(command, gpu)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
 
 
 def pipeline_key() -> str:

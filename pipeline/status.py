@@ -21,8 +21,7 @@ def describe() -> str:
         UserError: DVC cannot tell; with its own words
         GraphError: this is not the repository's root
     """
-    stages, changes = graph.load(), changed()
-    known = (yaml.safe_load(demo.LOCK.read_text()) or {}).get("stages", {}) if demo.LOCK.exists() else {}
+    stages, changes, known = graph.load(), changed(), locked()
     lines = [
         f"{name:<9} {'up to date' if name not in changes else why(changes[name]) if name in known else 'not run yet'}"
         for name in stages
@@ -33,6 +32,11 @@ def describe() -> str:
     if demo.EVALUATION.exists():
         lines.append(demo.headline())
     return "\n".join(line for line in lines if line)
+
+
+def locked() -> set[str]:
+    """The stages that have run before."""
+    return set((yaml.safe_load(demo.LOCK.read_text()) or {}).get("stages", {})) if demo.LOCK.exists() else set()
 
 
 def changed() -> dict[str, list[Any]]:

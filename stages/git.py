@@ -1,5 +1,6 @@
 """The state of the code, as git knows it."""
 
+import os
 import subprocess
 
 from stages import paths
@@ -11,8 +12,11 @@ OWN = ("--", ".", ":(exclude)dvc.lock", ":(exclude)reports/promotion.json")
 def state() -> tuple[str | None, bool | None]:
     """Commit of the code, and whether the code differs from it.
 
-    Both None outside git's reach: an exported tree, or no git on this machine.
+    Both None outside git's reach: an exported tree, or no git on this machine. In a container, which has none, the
+    launcher says it in MARIO_GIT_COMMIT and MARIO_GIT_DIRTY.
     """
+    if commit := os.environ.get("MARIO_GIT_COMMIT"):
+        return commit, os.environ.get("MARIO_GIT_DIRTY") == "true"
     if not (paths.ROOT / ".git").exists():
         return None, None
     try:

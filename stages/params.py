@@ -152,6 +152,7 @@ def load(path: Path = PATH, profile: str | None = None) -> Params:
         raise ConfigError(f"{path}: not valid YAML, {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a mapping")
+    values.pop("runner", None)  # the pipeline's, see pipeline/settings.py
     profiles = values.pop("profiles", None)
     if not isinstance(profiles, dict):
         raise ConfigError("profiles: missing parameter; add it to params.yaml")

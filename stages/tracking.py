@@ -33,6 +33,12 @@ from stages.record import ALIAS, MODEL, Run, StoredRun, claim_files, flat, milli
 
 EXPERIMENT = "mario-dreamer"
 PIPELINE_KEY = "MARIO_PIPELINE_KEY"
+LINKS = {  # tags for what ran a stage, by the variables in which it says so
+    "dvc.exp": "DVC_EXP_NAME",
+    "image": "MARIO_IMAGE_DIGEST",
+    "prefect.flow_run": "MARIO_FLOW_RUN_ID",
+    "prefect.flow_run_url": "MARIO_FLOW_RUN_URL",
+}
 SYSTEM_EVERY = 10.0  # seconds between two samples of the machine's load
 REQUIREMENTS = ("mlflow", "torch", "safetensors", "numpy", "gymnasium", "gym-super-mario-bros", "nes-py", "pyyaml")
 CHAMPION = "champion"
@@ -397,7 +403,13 @@ def _parent(store: Store, params: Params, tags: dict[str, str], old) -> str:
         parent_id = parent.info.run_id
         store.reopen(parent, tags, params)
     if key:
-        _write(path, {"key": key, "parent_run_id": parent_id, "tracking_uri": store.name})
+        about = {
+            "key": key,
+            "parent_run_id": parent_id,
+            "experiment_id": store.experiment_id,
+            "tracking_uri": store.name,
+        }
+        _write(path, about)
     return parent_id
 
 
@@ -416,8 +428,7 @@ def _described(stage: str, params: Params, given: dict[str, str]) -> dict[str, s
     }
     if commit:
         tags["mlflow.source.git.commit"] = commit
-    told = {"dvc.exp": "DVC_EXP_NAME", "image": "MARIO_IMAGE_DIGEST", "prefect.flow_run": "MARIO_FLOW_RUN_ID"}
-    tags |= {tag: os.environ[name] for tag, name in told.items() if os.environ.get(name)}
+    tags |= {tag: os.environ[variable] for tag, variable in LINKS.items() if os.environ.get(variable)}
     return tags | {key: str(value) for key, value in given.items()}
 
 

@@ -20,7 +20,7 @@ ROOMS = ("dreamer", "stages", "pipeline")
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 STAGES = tuple(DVC["stages"])
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
-GROUPS = [key for key, value in PARAMS.items() if isinstance(value, dict) and key != "profiles"]
+GROUPS = [key for key, value in PARAMS.items() if isinstance(value, dict) and key not in ("profiles", "runner")]
 
 
 def sources(room: str) -> list[Path]:

@@ -6,34 +6,12 @@ import sqlite3
 
 import pytest
 import yaml
-from clones import ROOT, copy, run
+from clones import ROOT, commit, edit, repository, run
 
 from pipeline import graph
 
 STAGES = tuple(graph.load(ROOT / "dvc.yaml"))
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())
-TINY = """
-  tiny:
-    env: {time_limit: 30}
-    collect: {steps: 512}
-    replay: {chunk_length: 64}
-    model: {deter: 16, stoch: 4, classes: 4, hidden: 16, depth: 2, units: 16, layers: 1}
-    losses: {}
-    behavior: {imag_horizon: 3}
-    optimizers: {}
-    compute: {device: cpu}
-    train:
-      steps: 640
-      batch_size: 2
-      batch_length: 8
-      train_ratio: 8
-      eval_every: 64
-      eval_episodes: 1
-      checkpoint_every: 64
-      log_every: 32
-    evaluate: {episodes: 2}
-    render: {sequences: 1, fps: 10}
-"""
 
 
 def dvc(tree, *arguments: str) -> str:
@@ -50,27 +28,10 @@ def changed(tree) -> set[str]:
     return set(json.loads(dvc(tree, "status", "--json")))
 
 
-def commit(tree) -> None:
-    done = run(tree, "bash", "-c", "git add -A && git commit -q -m state")
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def edit(tree, old: str, new: str) -> None:
-    path = tree / "params.yaml"
-    text = path.read_text()
-    assert text.count(old) == 1, old
-    path.write_text(text.replace(old, new))
-
-
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
     """A repository in which the pipeline ran once and all is committed."""
-    tree = copy(tmp_path_factory.mktemp("tree"))
-    assert run(tree, "git", "init", "-q", ".").returncode == 0
-    edit(tree, "\nprofile: debug\n", "\nprofile: tiny\n")
-    with (tree / "params.yaml").open("a") as file:
-        file.write(TINY)
-    commit(tree)
+    tree = repository(tmp_path_factory.mktemp("tree"))
     assert ran(dvc(tree, "repro")) == list(STAGES)
     assert run(tree, "git", "status", "--porcelain").stdout == "?? dvc.lock\n"
     commit(tree)
