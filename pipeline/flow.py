@@ -1,7 +1,8 @@
 """The pipeline as Prefect flows: dvc.yaml's stages as tasks, each by `dvc repro`, side by side where the graph allows.
 
-`pipeline` runs what changed; `retrain` does so only if anything did, and never beside another run; `evaluate` plays a
-registered model again. A task's state says what became of its stage: Ran, Cached, Restored, or Failed with the reason.
+`pipeline` runs what changed, and with `promote.automatic` lets the gate judge the model that came of it; `retrain` does
+so only if anything did, and never beside another run; `evaluate` plays a registered model again. A task's state says
+what became of its stage: Ran, Cached, Restored, or Failed with the reason.
 """
 
 import contextlib
@@ -173,6 +174,11 @@ class Run:
             )
         for future in futures.values():
             future.wait()
+        evaluated = futures.get("evaluate")
+        fresh = evaluated is not None and evaluated.state.name == repro.RAN
+        if fresh and settings.promotes() and all(future.state.is_completed() for future in futures.values()):
+            futures["promote"] = promotion.submit(self)
+            futures["promote"].wait()
         links.artifacts(self, {name: future.state for name, future in futures.items()})
 
     def _save(self, futures: dict[str, PrefectFuture]) -> None:
@@ -274,6 +280,24 @@ def stage(run: Run, name: str) -> State:
         told, state = f"{name}: {outcome} in {seconds:.0f} s, {message}", Completed(name=outcome, message=message)
     run._tell(told)
     return state
+
+
+@task(name="promote", cache_policy=NO_CACHE)
+def promotion(run: Run) -> State:
+    """The gate, for the model that this run has registered."""
+    if run.watch.why:
+        return Cancelled(message=run.watch.why)
+    with a_gpu(run.watch):
+        code, lines = run.execute([sys.executable, "-m", "pipeline.cli", "promote", "--automatic"])
+    if run.watch.why and code:
+        return Cancelled(message=run.watch.why)
+    try:
+        name, why = repro.judged(lines, code)
+    except repro.StageFailed as error:
+        run._tell(f"promote: Failed, {error}")
+        return Failed(message=str(error))
+    run._tell(f"promote: {name}, {why}")
+    return Completed(name=name, message=why)
 
 
 def run_because(run: Run, name: str) -> str:

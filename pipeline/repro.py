@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pipeline.errors import TryAgain, UserError
 
 CACHED, RESTORED, RAN = "Cached", "Restored", "Ran"
+PROMOTED, REFUSED = "Promoted", "Refused"
 LOCKED = re.compile(r"Unable to acquire lock|is busy, it is being blocked by|database is locked", re.IGNORECASE)
 PROGRESS_EVERY = 15.0  # seconds between two lines of a progress bar in a log
 NOISE = re.compile(
@@ -39,6 +40,21 @@ def outcome(lines: Sequence[str], code: int) -> str:
     if "skipping run, checking out outputs" in text:
         return RESTORED
     return RAN if "Running stage" in text else CACHED
+
+
+def judged(lines: Sequence[str], code: int) -> tuple[str, str]:
+    """What `mario promote` decided and why, of its lines and its exit code. Being refused is no failure.
+
+    Raises:
+        StageFailed: it could not decide
+    """
+    verdicts = [line.partition(": ") for line in lines if line.startswith(("PASS: ", "FAIL: "))]
+    why = "; ".join(words for _, _, words in verdicts)
+    if not code:
+        return PROMOTED, why
+    if verdicts:
+        return REFUSED, why
+    raise StageFailed(reason(lines) or f"ended with exit code {code}")
 
 
 def reason(lines: Sequence[str]) -> str:

@@ -50,6 +50,13 @@ def load(path: Path = PATH) -> Runner:
     return Runner(**group)
 
 
+def promotes(path: Path = PATH) -> bool:
+    """Whether a run's last step may promote by itself: `promote.automatic`, of the profile in force if it says so."""
+    values = yaml.safe_load(path.read_text())
+    of_profile = (values.get("profiles") or {}).get(values.get("profile")) or {}
+    return bool({**(values.get("promote") or {}), **(of_profile.get("promote") or {})}.get("automatic"))
+
+
 def _none(value: object) -> bool:
     return value == 0 and not isinstance(value, bool)
 

@@ -15,7 +15,7 @@ import requests
 import yaml
 from clones import ROOT, commit, environment, run
 
-from pipeline import engine, repro, workspace
+from pipeline import engine, repro, settings, workspace
 from pipeline.errors import TryAgain, UserError
 from pipeline.session import Session
 from pipeline.watch import OUT_OF_TIME, Watch
@@ -223,6 +223,54 @@ def test_every_state_that_a_stage_can_end_in(tmp_path, server):
     (scripts / "right.py").write_text(before)
     states = names(server, go(tree, server))
     assert (states["left"], states["right"]) == ("Cached", "Restored")  # DVC had removed its outs before it failed
+
+
+def test_the_gate_is_the_last_step_where_params_say_so(tmp_path, server):
+    """Only after a model was evaluated anew; here the store is empty, and that is what the gate tells."""
+    tree = toy(tmp_path / "tree", {"evaluate": []})
+    assert names(server, go(tree, server)) == {"evaluate": "Ran"}
+    params = tree / "params.yaml"
+    params.write_text(params.read_text() + "\npromote: {automatic: true}\n")
+    assert names(server, go(tree, server)) == {"evaluate": "Cached"}
+    (tree / "scripts/evaluate.py").write_text("1")
+    flow_run = go(tree, server, code=1)
+    told = server.tasks(flow_run)
+    assert told["evaluate"][0] == "Ran"
+    assert told["promote"][0] == "Failed" and "nothing is registered here yet" in told["promote"][1]
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "expected"),
+    [
+        (["challenger  version 4: clear rate 98%", "PASS: clears 98% against 40%", "version 4 is champion now"], 0,
+         ("Promoted", "clears 98% against 40%")),
+        (["FAIL: clear rate 0% is below the floor", "FAIL: clears 0% against 40%", "version 4 is not promoted"], 1,
+         ("Refused", "clear rate 0% is below the floor; clears 0% against 40%")),
+        (["error: version 4 is the champion already"], 1, "version 4 is the champion already"),
+    ],
+)  # fmt: skip
+def test_what_the_gate_says_is_understood(lines, code, expected):
+    if isinstance(expected, tuple):
+        assert repro.judged(lines, code) == expected
+    else:
+        with pytest.raises(repro.StageFailed, match=expected):
+            repro.judged(lines, code)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("promote: {automatic: false}", False),
+        ("promote: {automatic: true}", True),
+        ("value: 1", False),
+        ("profile: p\nprofiles: {p: {promote: {automatic: true}}, q: {}}\npromote: {automatic: false}", True),
+        ("profile: q\nprofiles: {p: {promote: {automatic: true}}, q: {}}\npromote: {automatic: false}", False),
+    ],
+)
+def test_promotion_by_itself_is_a_parameter_of_the_profile(tmp_path, text, expected):
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    assert settings.promotes(path) is expected
 
 
 def test_parameters_of_one_run_leave_the_repository_as_it_was(tmp_path, server):
