@@ -1,6 +1,7 @@
 """Actor and critic, learned in imagination (sections 2.6, 2.7 and 3.2)."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +34,7 @@ class ActorCritic(nn.Module):
 
     def __init__(self, model: ModelConfig, config: BehaviorConfig, sizes: Sizes, actions: int):
         super().__init__()
-        self.config, self.unimix = config, model.unimix_ratio
+        self.config, self.unimix, self.buckets = config, model.unimix_ratio, model.buckets
         self.actor = MLP(sizes, model.units, model.layers, actions, outscale=1.0)
         self.critic = MLP(sizes, model.units, model.layers, BUCKETS, outscale=0.0)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
@@ -41,6 +42,9 @@ class ActorCritic(nn.Module):
 
     def policy(self, state: State) -> OneHot:
         return OneHot(self.actor(state), self.unimix)
+
+    def _value(self, critic: MLP, state: State) -> TwoHot:
+        return TwoHot(critic(state), self.buckets)
 
     def imagine(
         self, rssm: RSSM, start: State, uniform_action: Tensor, uniform_state: Tensor, constant: bool
@@ -83,25 +87,39 @@ class ActorCritic(nn.Module):
             reward = world_model.reward(trajectory.map(lambda part: part[1:])).mean()
             discount = self.config.discount * torch.sigmoid(world_model.continue_logit(trajectory))
         states = trajectory.map(lambda part: part[:-1]).detach()
-        prediction = TwoHot(self.critic(states))
+        prediction = self._value(self.critic, states)
         if constant:
             value = prediction.mean().detach()
             with torch.no_grad():
-                bootstrap = TwoHot(self.critic(trajectory.map(lambda part: part[-1]))).mean()
+                bootstrap = self._value(self.critic, trajectory.map(lambda part: part[-1])).mean()
         else:
-            *value, bootstrap = TwoHot(self.critic(trajectory)).mean().unbind()
+            *value, bootstrap = self._value(self.critic, trajectory).mean().unbind()
             value = torch.stack(value)
         returns = lambda_return(reward, value, discount[1:], bootstrap, self.config.discount_lambda)
         weights = discount_weights(discount.detach())[:-1]
         return Dream(states, action, OneHot(logits, self.unimix), prediction, reward, value, returns, weights)
 
-    def losses(self, dream: Dream, scale: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    @torch.no_grad()
+    def unit(self, dreams: Sequence[Dream]) -> tuple[Tensor, Tensor]:
+        """What the advantages of these dreams are measured from and in: (offset, scale), scalars.
+
+        "returns" is section 3.2.2. The spread of returns is mostly that between states: it grows with what the agent
+        achieves, while what one action changes does not, so the entropy's weight grows by as much. "advantages" takes
+        their own spread and mean, as is usual with PPO.
+        """
+        returns = torch.cat([dream.returns for dream in dreams], 1)
+        if self.config.normalize == "returns":
+            return returns.new_zeros(()), self.normalizer(returns)[1]
+        advantage = returns - torch.cat([dream.value for dream in dreams], 1)
+        return advantage.mean(), self.normalizer(advantage)[1]
+
+    def losses(self, dream: Dream, unit: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Actor loss, critic loss and metrics. Gradients are meant for the actor and the critic respectively, alone.
 
         Args:
-            scale: of the returns, from the normalizer
+            unit: of the advantages of all that was dreamt in this update
         """
-        actor_loss, metrics = self._actor_loss(dream, scale)
+        actor_loss, metrics = self._actor_loss(dream, *unit)
         critic_loss = self._critic_loss(dream)
         metrics.update(
             value_loss=critic_loss.detach(),
@@ -111,10 +129,10 @@ class ActorCritic(nn.Module):
         )
         return actor_loss, critic_loss, metrics
 
-    def _actor_loss(self, dream: Dream, scale: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _actor_loss(self, dream: Dream, offset: Tensor, scale: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Section 3.2.2. All three estimators see the same advantage, in units of max(1, S), so that the entropy's
         weight means the same for each."""
-        advantage = (dream.returns - dream.value) / scale
+        advantage = (dream.returns - dream.value - offset) / scale
         reinforce = advantage.detach() * dream.policy.log_prob(dream.action.detach())
         mix = {"reinforce": 0.0, "dynamics": 1.0, "both": self.config.imag_gradient_mix}[self.config.imag_gradient]
         objective = mix * advantage + (1 - mix) * reinforce
@@ -133,7 +151,7 @@ class ActorCritic(nn.Module):
         loss = -dream.prediction.log_prob(dream.returns.detach())
         if self.config.slow_target:
             with torch.no_grad():
-                slow = TwoHot(self.slow_critic(dream.states)).mean()
+                slow = self._value(self.slow_critic, dream.states).mean()
             loss = loss - dream.prediction.log_prob(slow)
         return (dream.weights * loss).mean()
 

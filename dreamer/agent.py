@@ -1,5 +1,6 @@
 """The agent: acts in the game, and updates all it has learned from one batch."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,11 +47,6 @@ class Agent(nn.Module):
         self.actor_critic = ActorCritic(config.model, config.behavior, self.world_model.sizes, actions)
         self.to(self.device)
         self.updates = 0
-        self.optimizers = {
-            "model": _Optimizer(self.world_model, config.optimizers.model),
-            "actor": _Optimizer(self.actor_critic.actor, config.optimizers.actor),
-            "critic": _Optimizer(self.actor_critic.critic, config.optimizers.critic),
-        }
         self._parts = Parts(self.device)
         self._learn = self._update
         if compute.compile and self.device.type == "cuda":
@@ -59,6 +55,17 @@ class Agent(nn.Module):
             for module in self.modules():
                 if isinstance(module, NormSiLU):
                     module.kernels = kernels.load()
+
+    @functools.cached_property
+    def optimizers(self) -> dict[str, "_Optimizer"]:
+        """By network. Made when first used: torch takes a second and a half over its first optimizer, in which it loads
+        its compiler, and who only plays needs none."""
+        config = self.config.optimizers
+        return {
+            "model": _Optimizer(self.world_model, config.model),
+            "actor": _Optimizer(self.actor_critic.actor, config.actor),
+            "critic": _Optimizer(self.actor_critic.critic, config.critic),
+        }
 
     def autocast(self) -> torch.autocast:
         # Each part casts for itself: a cast in common would belong to the graphs of all.
@@ -137,11 +144,11 @@ class Agent(nn.Module):
                 )
 
         dreams = self._parts.map(dream, rows, states)
-        _, scale = self.actor_critic.normalizer(torch.cat([each.returns.detach() for each in dreams], 1))
+        unit = self.actor_critic.unit(dreams)
 
         def behave(each: Dream, share: float) -> tuple[dict[str, list[Tensor]], dict[str, Tensor]]:
             with self.autocast():
-                actor_loss, critic_loss, metrics = self.actor_critic.losses(each, scale)
+                actor_loss, critic_loss, metrics = self.actor_critic.losses(each, unit)
             return self._shares(share, {"actor": actor_loss, "critic": critic_loss}, metrics)
 
         gradients, measured = zip(*self._parts.map(behave, dreams, shares), strict=True)

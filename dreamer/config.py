@@ -142,6 +142,7 @@ class ModelConfig(Config):
     depth: int  # channels of the encoder's first layer; doubled in each of the next three
     units: int  # units of each hidden layer of the heads, actor and critic
     layers: int  # their number
+    buckets: Literal["symlog", "symexp"]  # how rewards and values are averaged (`dreamer.distributions.TwoHot`)
     initial: Literal["learned", "zero"]  # the RSSM's state at the start of an episode
     unimix_ratio: float  # share of the uniform distribution in latents and policy
 
@@ -176,6 +177,7 @@ class BehaviorConfig(Config):
     discount: float
     discount_lambda: float
     entropy: float
+    normalize: Literal["returns", "advantages"]  # whose spread is the actor's unit
     return_decay: float  # of the percentile normalization's moving average
     slow_target: bool  # regularize the critic towards its slow copy
     slow_target_update: int  # updates between two steps of the copy
@@ -245,8 +247,9 @@ class TrainingConfig(Config):
     batch_size: int
     batch_length: int
     train_ratio: float  # replayed time steps per decision
+    pretrain: int  # updates on the seed data before the first decision, which the train ratio does not count
 
     def problems(self):
         yield from below(self, 1, "steps", "envs", "batch_size")
         yield from below(self, 2, "batch_length")
-        yield from below(self, 0, "train_ratio")
+        yield from below(self, 0, "train_ratio", "pretrain")

@@ -1,13 +1,15 @@
 """Symlog, and the two discrete distributions every head is made of (sections 5.1, 5.2, 5.4 and 5.7)."""
 
 import functools
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 BUCKETS = 255
-LIMIT = 20.0  # buckets lie linearly in [-LIMIT, LIMIT] of symlog space
+LIMITS = {"symlog": 20.0, "symexp": 10.0}  # buckets lie in [-limit, limit] of symlog space
+Spacing = Literal["symlog", "symexp"]
 
 
 def symlog(x: Tensor) -> Tensor:
@@ -21,8 +23,9 @@ def symexp(x: Tensor) -> Tensor:
 
 
 @functools.lru_cache
-def _buckets(dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.linspace(-LIMIT, LIMIT, BUCKETS, dtype=torch.float64).to(device=device, dtype=dtype)
+def _buckets(spacing: Spacing, dtype: torch.dtype, device: torch.device) -> Tensor:
+    buckets = torch.linspace(-LIMITS[spacing], LIMITS[spacing], BUCKETS, dtype=torch.float64)
+    return (buckets if spacing == "symlog" else symexp(buckets)).to(device=device, dtype=dtype)
 
 
 def _full(logits: Tensor) -> Tensor:
@@ -31,33 +34,50 @@ def _full(logits: Tensor) -> Tensor:
 
 
 class TwoHot:
-    """A scalar as a categorical over 255 buckets in symlog space (section 5.2).
+    """A scalar as a categorical over 255 buckets.
+
+    "symlog" (section 5.2) averages in symlog space, where the mean of what may be 400 or -15 with equal chances is 4.
+    "symexp" (DreamerV3 of 2024) has its buckets at the same kind of places but averages the scalars themselves, here
+    193. As a leftover probability far out then weighs much, its buckets end at 22,025 instead of 5e8.
 
     Args:
         logits: (..., 255)
     """
 
-    def __init__(self, logits: Tensor):
-        self.logits = _full(logits)
+    def __init__(self, logits: Tensor, spacing: Spacing = "symlog"):
+        self.logits, self.spacing = _full(logits), spacing
+
+    @property
+    def _places(self) -> Tensor:
+        return _buckets(self.spacing, self.logits.dtype, self.logits.device)
 
     @functools.cached_property
     def _log_probs(self) -> Tensor:
         return F.log_softmax(self.logits, -1)
 
     def mean(self) -> Tensor:
-        """symexp of the expected bucket, (...)."""
-        return symexp(F.softmax(self.logits, -1) @ _buckets(self.logits.dtype, self.logits.device))
+        """The expected scalar, or symexp of its expected symlog, (...)."""
+        probs = F.softmax(self.logits, -1)
+        if self.spacing == "symlog":
+            return symexp(probs @ self._places)
+        half = BUCKETS // 2  # opposite buckets first, so that what is even in them is exactly zero
+        return (probs[..., half + 1 :] - probs[..., :half].flip(-1)) @ self._places[half + 1 :]
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Cross-entropy with the two buckets around symlog(x), (...) from x of shape (...).
+        """Cross-entropy with the two buckets around x, (...) from x of shape (...).
 
         A target beyond the last bucket counts as the last bucket.
         """
-        position = (symlog(x.to(self.logits.dtype)).clamp(-LIMIT, LIMIT) + LIMIT) * ((BUCKETS - 1) / (2 * LIMIT))
+        limit, x = LIMITS[self.spacing], x.to(self.logits.dtype)
+        position = (symlog(x).clamp(-limit, limit) + limit) * ((BUCKETS - 1) / (2 * limit))
         below = position.floor().clamp(max=BUCKETS - 2)
-        weight_above = position - below
-        index = below.nan_to_num(0.0).long().unsqueeze(-1)  # NaN stays in the weight, and no index goes astray
-        low, high = (self._log_probs.gather(-1, near).squeeze(-1) for near in (index, index + 1))
+        index = below.nan_to_num(0.0).long()  # NaN stays in the weight, and no index goes astray
+        if self.spacing == "symlog":
+            weight_above = position - below
+        else:
+            low, high = self._places[index], self._places[index + 1]
+            weight_above = ((x - low) / (high - low)).clamp(0, 1)
+        low, high = (self._log_probs.gather(-1, near.unsqueeze(-1)).squeeze(-1) for near in (index, index + 1))
         return torch.lerp(low, high, weight_above)
 
 

@@ -200,6 +200,17 @@ class MarioEnv(gymnasium.Env):
         for action in state["actions"]:
             self.step(action)
 
+    def snapshot(self) -> tuple[Any, ...]:
+        """The game as it is now, for `restore` of this same environment: at once, where `load_state_dict` plays again.
+        An episode that has ended has none to go on from."""
+        return self._game.dump_state(), self._noops, list(self._history), self._best_x, self._since_best, self._clock
+
+    def restore(self, snapshot: tuple[Any, ...]) -> None:
+        """Goes back to where `snapshot` was taken, screen included."""
+        state, self._noops, history, self._best_x, self._since_best, self._clock = snapshot
+        self._history = list(history)
+        self._game.load_state(state)
+
     def close(self) -> None:
         self._game.close()
 

@@ -37,7 +37,7 @@ class Counters:
 
 @dataclass
 class Progress:
-    """One round of the loop: a decision of every environment and the updates it paid for."""
+    """One round of the loop, a decision of every environment and the updates it paid for; or one update before all."""
 
     counters: Counters
     episodes: list[Episode] = field(default_factory=list)
@@ -95,10 +95,15 @@ class Training:
         self._posterior: Posterior | None = None  # of the last update
 
     def run(self, decisions: int) -> Iterator[Progress]:
-        """Rounds until there are `decisions` in all. Each decision earns `train_ratio` replayed time steps when it is
-        taken, before its step arrives; an update spends batch_size * batch_length of them."""
+        """Updates on the seed data until there are `pretrain`, then rounds until there are `decisions` in all. Each
+        decision earns `train_ratio` replayed time steps when it is taken, before its step arrives; an update spends
+        batch_size * batch_length of them."""
         price = self.config.batch_size * self.config.batch_length
         counters = self.counters
+        while counters.updates < self.config.pretrain and self.replay.starts(self.config.batch_length):
+            metrics = [self._update()]
+            counters.updates += 1
+            yield Progress(counters, metrics=metrics)
         while counters.decisions < decisions:
             taken = self.rollout.launch()
             latents = self.rollout.policy.latents() if taken and self.replay.config.context else None

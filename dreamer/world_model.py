@@ -58,7 +58,7 @@ class WorldModel(nn.Module):
         return self._constant[0]
 
     def reward(self, state: State) -> TwoHot:
-        return TwoHot(self.reward_head(state))
+        return TwoHot(self.reward_head(state), self.config.buckets)
 
     def continue_logit(self, state: State) -> Tensor:
         """Of c = 1 - is_terminal, (...)."""

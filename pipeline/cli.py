@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.launch import SILENT
@@ -67,6 +68,34 @@ def parser() -> argparse.ArgumentParser:
     )
     doctor.set_defaults(run=_doctor)
 
+    models = commands.add_parser("models", help="registered models and their results; --history: champions, and why")
+    models.add_argument("--history", action="store_true", help="who was champion from when on, and why")
+    models.add_argument("--json", action="store_true")
+    models.set_defaults(run=_models)
+
+    promote = commands.add_parser("promote", help="make a model champion if it is measurably better")
+    promote.add_argument("version", nargs="?", default="challenger", metavar="VERSION", help="default: %(default)s")
+    promote.add_argument("--force", action="store_true", help="whatever the numbers say; needs --reason")
+    promote.add_argument("--reason", metavar="WHY", help="what the log will say")
+    promote.add_argument("--automatic", action="store_true", help="only if promote.automatic of params.yaml says so")
+    promote.set_defaults(run=_promote)
+
+    rollback = commands.add_parser("rollback", help="make the champion before the present one champion again")
+    rollback.add_argument("version", nargs="?", metavar="VERSION", help="an earlier champion; default: the last one")
+    rollback.add_argument("--reason", metavar="WHY", help="what the log will say")
+    rollback.set_defaults(run=_rollback)
+
+    lineage = commands.add_parser("lineage", help="where a registered model comes from")
+    lineage.add_argument("version", metavar="VERSION", help="number or alias")
+    lineage.add_argument("--json", action="store_true")
+    lineage.set_defaults(run=_lineage)
+
+    reproduce = commands.add_parser("reproduce", help="the commands that build a registered model again")
+    reproduce.add_argument("version", metavar="VERSION", help="number or alias")
+    reproduce.add_argument("--run", dest="execute", action="store_true", help="run them, in a clone beside this one")
+    reproduce.add_argument("--directory", type=Path, metavar="DIR", help="of the clone")
+    reproduce.set_defaults(run=_reproduce)
+
     ui = commands.add_parser("ui", help="MLflow in the browser: runs, charts, registered models")
     ui.add_argument("--port", type=int, default=5000, metavar="N", help="default: %(default)s")
     ui.set_defaults(run=_ui)
@@ -108,6 +137,38 @@ def _doctor(args: argparse.Namespace) -> int:
     from pipeline import doctor
 
     return doctor.examine()
+
+
+def _models(args: argparse.Namespace) -> int:
+    from pipeline import models
+
+    print(models.history(args.json) if args.history else models.listed(args.json))
+    return 0
+
+
+def _promote(args: argparse.Namespace) -> int:
+    from pipeline import promote
+
+    return promote.promote(args.version, args.reason, args.force, args.automatic)
+
+
+def _rollback(args: argparse.Namespace) -> int:
+    from pipeline import promote
+
+    return promote.rollback(args.version, args.reason)
+
+
+def _lineage(args: argparse.Namespace) -> int:
+    from pipeline import lineage
+
+    print(lineage.show(args.version, args.json))
+    return 0
+
+
+def _reproduce(args: argparse.Namespace) -> int:
+    from pipeline import lineage
+
+    return lineage.reproduce(args.version, args.execute, args.directory)
 
 
 def _ui(args: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from stages.allocator import keep_freed_memory
 
-SCRIPTS = ("collect", "train", "evaluate", "render", "report", "play", "bench")
+SCRIPTS = ("collect", "train", "evaluate", "render", "report", "play", "compare", "verify", "bench", "evidence")
 
 # By name: importing their modules to compare types would load torch before an error in params.yaml is told.
 TOLD = {
@@ -20,8 +20,10 @@ TOLD = {
     "stages.progress.ProgressError",
     "stages.report.ReportError",
     "stages.render.RenderError",
+    "stages.live.errors.LiveError",
     "stages.address.TrackingError",
-    "stages.train.Diverged",
+    "stages.bundle.BundleError",
+    "stages.watch.Diverged",
 }
 
 
@@ -49,7 +51,10 @@ def main() -> None:
             raise
         sys.exit(f"error: {line}")
     finally:
-        gc.freeze()  # else Python, on its way out, searches all that MLflow and torch made for garbage: a second or two
+        # Else Python, on its way out, searches all that MLflow and torch made for garbage: a second or two. But what is
+        # frozen is not freed, and Triton, which comes with the first optimizer, prints a page about each leak.
+        if "triton" not in sys.modules:
+            gc.freeze()
 
 
 def told(error: Exception) -> str | None:

@@ -111,9 +111,9 @@ def measure_size(size: str, config: AgentConfig, compute: ComputeConfig, repeats
         start, rssm = model_loss()[2].map(lambda part: part.flatten(0, 1)), world.constant_rssm()
     shape = (config.behavior.imag_horizon, len(start.index))
     noise = torch.rand(*shape, device=device), torch.rand(*shape, stoch, device=device)
-    scale = torch.ones((), device=device)
+    unit = torch.zeros((), device=device), torch.ones((), device=device)
     found["imagine"] = timed(lambda: behavior.imagine(rssm, start, *noise, True))
-    dream_losses = lambda: behavior.losses(behavior.dream(world, rssm, start, *noise), scale)  # noqa: E731
+    dream_losses = lambda: behavior.losses(behavior.dream(world, rssm, start, *noise), unit)  # noqa: E731
     losses = timed(dream_losses)
     found["heads and returns"] = losses - found["imagine"]
     found["actor and critic backward"] = (

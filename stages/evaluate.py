@@ -2,6 +2,8 @@
 
 import csv
 import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -13,7 +15,7 @@ from dreamer.checkpoint import build_agent
 from dreamer.checkpoint import load as load_checkpoint
 from dreamer.mario import make_env
 from dreamer.rollout import Episode, Steps, play_episodes
-from stages import tracking
+from stages import bundle, card, lineage, tracking
 from stages.interval import bootstrap_mean, wilson
 from stages.params import load
 from stages.paths import ACTIONS, BEST, EPISODES, EVALUATION, MODEL, PROVENANCE, REPORTS
@@ -90,9 +92,11 @@ def main() -> None:
         with EPISODES.open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
         run.headline(_flat(results), state["frames"])
-        model = run.log_model(
-            BEST, params, results, {"trained_by": (provenance["mlflow"] or {}).get("run_id", "unknown")}
-        )
+        origin = lineage.collect(params, provenance, results, run)
+        with tempfile.TemporaryDirectory(prefix="mario-bundle-") as folder:
+            text = card.write(origin, state["frames"])
+            path = bundle.write(Path(folder) / "bundle", state, params.env.to_dict(), origin, text)
+            model = run.log_model(path, params, results, lineage.tags(origin))
         MODEL.write_text(json.dumps(model, indent=1) + "\n")
         for path in (EVALUATION, EPISODES, ACTIONS):
             run.artifact(path, "evaluation")

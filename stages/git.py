@@ -5,9 +5,12 @@ import subprocess
 
 from stages import paths
 
+# dvc.lock and the last verdict aside, which the pipeline writes itself
+OWN = ("--", ".", ":(exclude)dvc.lock", ":(exclude)reports/promotion.json")
+
 
 def state() -> tuple[str | None, bool | None]:
-    """Commit of the code, and whether the code differs from it (dvc.lock aside, which the pipeline writes itself).
+    """Commit of the code, and whether the code differs from it.
 
     Both None outside git's reach: an exported tree, or no git on this machine. In a container, which has none, the
     launcher says it in MARIO_GIT_COMMIT and MARIO_GIT_DIRTY.
@@ -18,9 +21,18 @@ def state() -> tuple[str | None, bool | None]:
         return None, None
     try:
         commit = _git("rev-parse", "HEAD")
-        return commit, bool(_git("status", "--porcelain", "--", ".", ":(exclude)dvc.lock"))
+        return commit, bool(_git("status", "--porcelain", *OWN))
     except (OSError, subprocess.CalledProcessError):
         return None, None
+
+
+def changes() -> list[str]:
+    """The files that `state` calls different, as paths from the root; nothing outside git's reach."""
+    try:
+        lines = _git("status", "--porcelain", *OWN).splitlines() if (paths.ROOT / ".git").exists() else []
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return [line.split(maxsplit=1)[1] for line in lines]
 
 
 def _git(*arguments: str) -> str:

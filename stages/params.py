@@ -79,6 +79,24 @@ class RenderParams(Config):
 
 
 @dataclass(frozen=True)
+class PromoteParams(Config):
+    episodes: int
+    envs: int
+    seed: int
+    confidence: float
+    clear_rate_min: float
+    return_min: float
+    automatic: bool
+
+    def problems(self):
+        yield from below(self, 100, "episodes")  # fewer tell little of a rate
+        yield from below(self, 1, "envs")
+        yield from below(self, 0, "seed")
+        yield from outside(self, 0.5, 0.9999, "confidence")
+        yield from outside(self, 0.0, 1.0, "clear_rate_min")
+
+
+@dataclass(frozen=True)
 class Params(Config):
     """params.yaml with the profile applied."""
 
@@ -94,6 +112,7 @@ class Params(Config):
     train: TrainParams
     evaluate: EvaluateParams
     render: RenderParams
+    promote: PromoteParams
     profile: str = field(kw_only=True)
 
     @property
@@ -108,8 +127,15 @@ class Params(Config):
             yield "collect.steps", f"an emulator gets less than train.batch_length ({self.train.batch_length}) steps"
         chosen = range(self.train.eval_seed, self.train.eval_seed + self.train.eval_episodes)
         reported = range(self.evaluate.seed, self.evaluate.seed + self.evaluate.episodes)
-        if chosen.start < reported.stop and reported.start < chosen.stop:
+        judged = range(self.promote.seed, self.promote.seed + self.promote.episodes)
+        if _overlap(chosen, reported):
             yield "train.eval_seed", "overlaps evaluate.seed: starts that choose a checkpoint are not reported"
+        if _overlap(judged, chosen) or _overlap(judged, reported):
+            yield "promote.seed", "overlaps train.eval_seed or evaluate.seed: promotion has starts of its own"
+
+
+def _overlap(one: range, other: range) -> bool:
+    return one.start < other.stop and other.start < one.stop
 
 
 def load(path: Path = PATH, profile: str | None = None) -> Params:

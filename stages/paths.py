@@ -9,6 +9,7 @@ REPLAY = Path("data/replay")
 
 CHECKPOINTS = Path("checkpoints")
 BEST = CHECKPOINTS / "best.pt"
+SNAPSHOTS = "snapshot-{:03}.pt"  # in it: the weights after so many percent of training
 PROVENANCE = CHECKPOINTS / "provenance.json"
 
 REPORTS = Path("reports")
@@ -17,5 +18,6 @@ EVALUATION = REPORTS / "evaluation.json"
 EPISODES = REPORTS / "episodes.csv"
 ACTIONS = REPORTS / "actions.json"
 MODEL = REPORTS / "model.json"
+VERDICT = REPORTS / "promotion.json"  # the gate's last one; {} before the first
 GIFS = REPORTS / "gifs"
 PAGE = REPORTS / "report.html"

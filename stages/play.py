@@ -1,17 +1,20 @@
 """Lets a trained agent play: episodes on the terminal, as JSON or as GIFs. Not a stage, it changes no result.
 
-Played as evaluated, so a stall ends no episode; from starts of its own choice, on any level.
+Played as evaluated, so a stall ends no episode; from starts of its own choice, on any level. A model of the registry
+or of a bundle's directory knows the game it was trained for; a checkpoint file plays that of params.yaml.
 """
 
 import argparse
 import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 from dreamer.config import ComputeConfig, ConfigError, EnvConfig
-from stages.params import Params, load
+from stages import bundle
+from stages.params import PATH, Params, load
 from stages.paths import CHECKPOINTS
 
 DIRECTORY = Path("play")
@@ -24,8 +27,8 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--model",
         default=str(CHECKPOINTS),
         metavar="WHICH",
-        help="a checkpoint file, a directory with best.pt and latest.pt, or a registered model's version or alias "
-        "(3, challenger, champion); default: %(default)s/",
+        help="a registered model's version or alias (3, challenger, champion), the directory of a downloaded one, a "
+        "checkpoint file, or a directory with best.pt and latest.pt; default: %(default)s/",
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
@@ -41,7 +44,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--gif-fps", type=_number(1, 50), default=20, metavar="N", help="default: %(default)s; a decision is a frame"
     )
     parser.add_argument("--gif-dir", type=Path, default=DIRECTORY, metavar="DIR", help="default: %(default)s/")
-    parser.add_argument("--level", metavar="W-S", help='"1-1" to "8-4"; default: env.level of params.yaml')
+    parser.add_argument("--level", metavar="W-S", help='"1-1" to "8-4"; default: the one it was trained for')
     parser.add_argument(
         "--seed",
         type=_number(0),
@@ -50,7 +53,17 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="of the first start and of sampling; default: %(default)s",
     )
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else")
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--web", action="store_true", help="play live in a browser, with the model's dream beside the game"
+    )
+    parser.add_argument(
+        "--port", type=_number(0, 65535), default=8765, metavar="N", help="of --web; 0: any; default: %(default)s"
+    )
+    parser.add_argument("--open", action="store_true", help="with --web: open the browser, too")
+    args = parser.parse_args(argv)
+    if args.web and (args.json or args.save_gif):
+        parser.error("--web shows its episodes in the browser: leave out --json and --save-gif")
+    return args
 
 
 def _number(low: int, high: int | None = None):
@@ -67,18 +80,21 @@ def _number(low: int, high: int | None = None):
 
 def main() -> None:
     args = arguments()
-    params = load()
-    env_config = game(params, args.level)
+    params = load() if PATH.exists() or Path(args.model) == CHECKPOINTS else None
+    if params:
+        game(params.env, args.level)  # what is wrong in it, before what takes seconds
+    if args.web:
+        return live(args, params)
+    path = find(args.model, args.file)
+    env_config, compute = settings(path, params, args.level)
 
     import torch  # late, as it takes seconds: --help and what is wrong in params.yaml are told at once
     from tqdm import tqdm
 
-    from dreamer.checkpoint import load_agent
     from dreamer.mario import make_env
     from dreamer.rollout import play_episodes
+    from stages.agents import load_agent
 
-    path = find(args.model, args.file)
-    compute = ComputeConfig.from_dict({**params.compute.to_dict(), "compile": False})  # takes longer than it saves here
     agent = load_agent(path, compute)
     torch.manual_seed(args.seed)
     seeds = range(args.seed, args.seed + args.episodes)
@@ -123,37 +139,77 @@ def main() -> None:
         print(f"animations in {args.gif_dir}/")
 
 
-def game(params: Params, level: str | None) -> EnvConfig:
+def settings(path: Path, params: Params | None, level: str | None) -> tuple[EnvConfig, ComputeConfig]:
+    """The game that a model plays, and what computes it.
+
+    Raises:
+        ConfigError: there is no such level, or neither the model nor params.yaml tells the game
+    """
+    env = EnvConfig.from_dict(bundle.read_config(path)["env"]) if path.is_dir() else (params or load()).env
+    compute = params.compute.to_dict() if params else {"device": "auto", "precision": "float32"}
+    return game(env, level), ComputeConfig.from_dict({**compute, "compile": False})  # takes longer than it saves here
+
+
+def live(args: argparse.Namespace, params: Params | None) -> None:
+    """Plays in a browser instead. On a CPU in float32 and one thread, the fastest for one game."""
+    from stages.live import server
+
+    with server.bind(args.port) as listening:
+        import torch
+
+        from dreamer.agent import pick_device
+        from dreamer.mario import make_env
+        from stages.live import models
+        from stages.live.session import Session
+
+        env, compute = settings(find(args.model, args.file), params, args.level)
+        if pick_device(compute.device).type == "cpu":
+            torch.set_num_threads(1)
+            compute = replace(compute, precision="float32")
+        session = Session(
+            models.loader(find, compute),
+            lambda level: make_env(game(env, level)),
+            model=args.model if args.file is None else str(Path(args.model) / args.file),
+            level=env.level,
+            seed=args.seed,
+            greedy=args.deterministic,
+        )
+        server.serve(session, lambda: models.known(args.model), listening, args.open)
+
+
+def game(env: EnvConfig, level: str | None) -> EnvConfig:
     """The game as evaluated, on another level if one is given.
 
     Raises:
         ConfigError: there is no such level
     """
     try:
-        return EnvConfig.from_dict({**params.env.to_dict(), **({"level": level} if level else {})}).for_evaluation()
+        return EnvConfig.from_dict({**env.to_dict(), **({"level": level} if level else {})}).for_evaluation()
     except ConfigError as error:
         raise ConfigError(f"--{error}") from None
 
 
 def find(model: str, file: str | None) -> Path:
-    """The checkpoint that `--model` means; `file` is best.pt, latest.pt or not given.
+    """The checkpoint, or the bundle's directory, that `--model` means; `file` is best.pt, latest.pt or not given.
 
     Raises:
-        CheckpointError: `file` is given for what is no directory
+        CheckpointError: `file` is given for what has no such file
         TrackingError: the registry has no such version or alias, or cannot be reached
+        BundleError: the registered model's files are not those that were registered
     """
-    from dreamer.checkpoint import CheckpointError
-
     path = Path(model)
-    if path.is_dir() or path == CHECKPOINTS:
+    found = bundle.find(path)
+    if found is None and (path.is_dir() or path == CHECKPOINTS):
         return path / (file or "best.pt")
     if file:
-        raise CheckpointError(f"--model {model}: no directory, so there is no {file} in it to use")
-    if path.exists() or "/" in model or model.endswith(".pt"):
-        return path
+        from dreamer.checkpoint import CheckpointError
+
+        raise CheckpointError(f"--model {model}: no directory with checkpoints, so there is no {file} in it to use")
+    if found or path.exists() or "/" in model or model.endswith(".pt"):
+        return found or path
     from stages import tracking
 
-    return tracking.fetch_checkpoint(model)
+    return tracking.fetch(model)
 
 
 class Cameras:

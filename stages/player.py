@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from dreamer.checkpoint import load_agent
 from dreamer.config import ComputeConfig
 from stages import tracking
+from stages.agents import load_agent
 
 COMPUTE = ComputeConfig(device="auto", precision="float32", compile=False)
 
@@ -16,7 +16,7 @@ class Player:
     """The model of `stages.tracking.serve`. Frames are (N, 64, 64, 3) uint8, of N games played side by side."""
 
     def load_context(self, context: Any) -> None:
-        self._policy = load_agent(Path(context.artifacts["checkpoint"]), COMPUTE).policy()
+        self._policy = load_agent(Path(context.artifacts["bundle"]), COMPUTE).policy()
 
     def predict(self, context: Any, model_input: np.ndarray, params: dict[str, bool] | None = None) -> np.ndarray:
         """The next action of each game, (N,) int64 indices into `dreamer.mario.ACTIONS`.

@@ -17,6 +17,12 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def surroundings() -> dict[str, str | None]:
+    """What ran this process, as far as it was told: image (digest), flow_run of Prefect, experiment of DVC."""
+    names = {"image": "MARIO_IMAGE_DIGEST", "flow_run": "MARIO_FLOW_RUN_ID", "experiment": "DVC_EXP_NAME"}
+    return {key: os.environ.get(name) or None for key, name in names.items()}
+
+
 def hardware() -> dict[str, Any]:
     """cpu, cores this process may use, gpu or None, memory in GB."""
     info = Path("/proc/cpuinfo")

@@ -62,12 +62,13 @@ class Run:
         """Queues what `waiting` gave once. What the store did take since, it takes again as the same."""
 
     def log_model(
-        self, checkpoint: Path, params: Params, evaluation: dict[str, Any], tags: dict[str, str] | None = None
-    ) -> dict[str, str]:
-        """Registers a checkpoint, with all it needs to be played, as the newest version and challenger.
+        self, bundle: Path, params: Params, evaluation: dict[str, Any], tags: dict[str, str] | None = None
+    ) -> dict[str, Any]:
+        """Registers an agent (a directory of stages/bundle.py) as the newest version and challenger.
 
         Returns:
-            name, version, alias, run_id, tracking_uri; nothing without MLflow
+            name, version, alias, run_id, tracking_uri, weights_sha256, and champion: version and tags of the present
+            one, or None; nothing without MLflow
 
         Raises:
             TrackingError: the store does not take it
@@ -127,11 +128,13 @@ class StoredRun(Run):
         self._outbox.put(*[one for one in records if one.kind != "artifact" or Path(one.key).exists()])
 
     def log_model(
-        self, checkpoint: Path, params: Params, evaluation: dict[str, Any], tags: dict[str, str] | None = None
-    ) -> dict[str, str]:
+        self, bundle: Path, params: Params, evaluation: dict[str, Any], tags: dict[str, str] | None = None
+    ) -> dict[str, Any]:
         tags = self._tags | {"profile": params.profile, "run_id": self.run_id} | (tags or {})
-        version = self._store.register(self.run_id, checkpoint, tags | flat(evaluation))
-        return {"name": MODEL, "version": version, "alias": ALIAS, "run_id": self.run_id, "tracking_uri": self.uri}
+        champion = self._store.champion()
+        registered = self._store.register(self.run_id, bundle, tags | flat(evaluation))
+        known = {"name": MODEL, "alias": ALIAS, "run_id": self.run_id, "tracking_uri": self.uri}
+        return {**known, **registered, "champion": champion}
 
     def close(self, status: str) -> None:
         super().close(status)

@@ -14,12 +14,12 @@ from tqdm import tqdm
 
 from dreamer.checkpoint import load_agent
 from dreamer.mario import ACTIONS, make_env
-from dreamer.replay import Replay, digest
+from dreamer.replay import Batch, Replay, digest
 from dreamer.rollout import RecordedPolicy, Steps, play_episodes
 from stages import gif, open_loop, tracking
 from stages.params import Params, load
 from stages.paths import ACTIONS as RECORDING
-from stages.paths import BEST, EPISODES, GIFS, REPLAY, SEED_DATA
+from stages.paths import BEST, CHECKPOINTS, EPISODES, GIFS, REPLAY, SEED_DATA, SNAPSHOTS
 
 INDEXED = ("mode", "seed", "return", "best_x", "clear", "outcome", "length")
 IMAGINED_STEPS, OPEN_LOOP_FPS = 45, 10
@@ -44,8 +44,8 @@ def best(rows: list[dict[str, Any]], mode: str, count: int) -> list[dict[str, An
 
 def play_again(
     path: Path, env: gymnasium.Env, row: dict[str, Any], recorded: list[dict[str, Any]], fps: int, bar: tqdm
-) -> None:
-    """One episode's screens into a GIF, a frame a decision and one for the start.
+) -> Batch:
+    """One episode's screens into a GIF, a frame a decision and one for the start. Returns what the agent saw, (1, T).
 
     Raises:
         RenderError: it does not come out as in `row`
@@ -57,10 +57,12 @@ def play_again(
         raise RenderError(f"{RECORDING}: lacks the {name}, which {EPISODES} has; {remedy}")
     if not set(actions) <= set(range(len(ACTIONS))):
         raise RenderError(f"{RECORDING}: the {name} has an action out of 0..{len(ACTIONS) - 1}; {remedy}")
+    seen: list[Steps] = []
     with gif.create(path, fps) as writer:
 
         def draw(seed: int, env: gymnasium.Env, steps: Steps) -> None:
             writer.add(env.render())
+            seen.append(steps.copy())
             bar.update()
 
         (episode,) = play_episodes([env], RecordedPolicy([actions]), [row["seed"]], draw)
@@ -68,6 +70,24 @@ def play_again(
         for key, value in now.items():
             if not math.isclose(value, row[key], rel_tol=1e-5, abs_tol=1e-2):
                 raise RenderError(f"{RECORDING}: the {name} ends with {key} {value}, evaluated {row[key]}; {remedy}")
+    return Batch(**{name: np.stack([getattr(steps, name) for steps in seen], 1) for name in vars(seen[0])})
+
+
+def learn(path: Path, params: Params, episode: Batch, bar: tqdm) -> int:
+    """What the model imagined of one episode, (1, T), at each quarter of its training, into a GIF. Returns how many
+    steps it has."""
+    context = params.render.context
+    batch = open_loop.windows(episode, params.render.sequences, context + IMAGINED_STEPS)
+    models = {}
+    for path_of_weights in sorted(CHECKPOINTS.glob(SNAPSHOTS.replace("{:03}", "*"))):
+        torch.manual_seed(params.seed)
+        agent = load_agent(path_of_weights, replace(params.compute, compile=False))
+        models[int(path_of_weights.stem[-3:])] = agent.open_loop(batch, context)
+    with gif.create(path, OPEN_LOOP_FPS) as writer:
+        for frame in open_loop.learning_frames(batch.obs, models, context):
+            writer.add(frame)
+            bar.update()
+    return batch.obs.shape[1]
 
 
 def imagine(path: Path, params: Params, replay: Replay, bar: tqdm) -> int:
@@ -98,12 +118,16 @@ def render_all(params: Params) -> None:
         old.unlink()
     env = make_env(params.env.for_evaluation())
     index = []
-    total = sum(row["length"] + 1 for row in chosen) + render.context + IMAGINED_STEPS
+    total = sum(row["length"] + 1 for row in chosen) + 2 * (render.context + IMAGINED_STEPS)
     with tqdm(total=total, desc="render", unit="frame") as bar:
+        episodes = []
         for row in chosen:
             path = GIFS / f"{row['mode']}-{row['seed']}.gif"
-            play_again(path, env, row, recorded[row["mode"]], render.fps, bar)
+            episodes.append(play_again(path, env, row, recorded[row["mode"]], render.fps, bar))
             index.append({"file": path.name, "kind": "episode", **{key: row[key] for key in INDEXED}})
+        path = GIFS / "learning.gif"
+        steps = learn(path, params, episodes[0], bar)
+        index.append({"file": path.name, "kind": "learning", **dict.fromkeys(INDEXED), "length": steps})
         path = GIFS / "open_loop.gif"
         steps = imagine(path, params, replay, bar)
         index.append({"file": path.name, "kind": "open_loop", **dict.fromkeys(INDEXED), "length": steps})

@@ -14,7 +14,7 @@ from dreamer.mario import ACTIONS, FRAMES_PER_SECOND
 from stages import tracking
 from stages.charts import compact, training_charts
 from stages.params import load
-from stages.paths import EPISODES, EVALUATION, GIFS, MODEL, PAGE, PROVENANCE, TRAINING
+from stages.paths import EPISODES, EVALUATION, GIFS, MODEL, PAGE, PROVENANCE, TRAINING, VERDICT
 
 TEMPLATE = "page.html"
 
@@ -28,6 +28,9 @@ MEASURES = (  # name, key, and how to say it: value, then low and high of its in
     ("Decisions per episode, mean", "length_mean", "number"),
     ("Decisions to the flag, median", "decisions_to_flag", "number"),
 )
+
+
+TOLD = ("clear_rate", "clear_rate_low", "clear_rate_high", "return_mean", "return_low", "return_high")  # of a champion
 
 
 class ReportError(ValueError):
@@ -116,6 +119,40 @@ def parameters(effective: dict[str, Any], defaults: dict[str, Any]) -> list[dict
     ]
 
 
+def promotion(model: dict[str, Any], verdict: dict[str, Any]) -> dict[str, Any]:
+    """How the model stands to the champion: what the gate said, or before that, both as they were evaluated.
+
+    Args:
+        model: reports/model.json, empty where nothing was registered
+        verdict: reports/promotion.json, of whichever version was judged last
+    """
+    same = bool(model) and verdict.get("weights_sha256", {}).get("challenger") == model.get("weights_sha256")
+    if same and verdict.get("version") == model["version"]:
+        rows = [
+            {"who": who, "version": verdict["version" if who == "challenger" else "champion"], **_told(of)}
+            for who, of in verdict["results"].items()
+        ]
+        return {"verdict": verdict, "rows": rows, "champion": verdict["champion"]}
+    champion = model.get("champion")
+    rows = []
+    if champion:
+        known = {key.removeprefix("sampled."): value for key, value in champion["tags"].items()}
+        numbers = {key: float(known[key]) for key in TOLD if known.get(key) not in (None, "None")}
+        rows = [{"who": "champion", "version": champion["version"], **_told(numbers)}]
+    return {"verdict": None, "rows": rows, "champion": champion and champion["version"]}
+
+
+def _told(result: dict[str, Any]) -> dict[str, Any]:
+    if any(key not in result for key in TOLD):
+        nothing = {"value": "–", "interval": ""}
+        return {"clear_rate": nothing, "return": nothing, "episodes": result.get("episodes")}
+    return {
+        "clear_rate": measure(result, "clear_rate", "percent"),
+        "return": measure(result, "return", "number"),
+        "episodes": result.get("episodes"),
+    }
+
+
 def contents() -> dict[str, Any]:
     """All that the page shows, from the files of the stages before.
 
@@ -128,6 +165,8 @@ def contents() -> dict[str, Any]:
     episodes = read_csv(EPISODES)
     # What was trained with, and what it was evaluated and shown with.
     effective = {**provenance["params"], "evaluate": params.evaluate.to_dict(), "render": params.render.to_dict()}
+    effective.pop("promote", None)  # none of this page's results depends on it
+    model = read_json(MODEL)
     env = effective["env"]
     flag_x = flag_position(env["level"], episodes)
     modes = {mode: evaluation[mode] for mode in ("sampled", "greedy")}
@@ -143,6 +182,7 @@ def contents() -> dict[str, Any]:
         "reach": flag_x or max(1, *episodes["best_x"]) if len(episodes) else 1,
         "films": [entry for entry in pictures if entry["kind"] == "episode"],
         "dreams": [entry for entry in pictures if entry["kind"] == "open_loop"],
+        "learning": [entry for entry in pictures if entry["kind"] == "learning"],
         "speed": params.render.fps * env["action_repeat"] / FRAMES_PER_SECOND,
         "context": params.render.context,
         "charts": {
@@ -159,7 +199,8 @@ def contents() -> dict[str, Any]:
         "episodes": episodes.astype(object).to_dict("records"),
         "provenance": provenance,
         "parameters": parameters(effective, load(profile="defaults").to_dict()),
-        "model": read_json(MODEL),
+        "model": model,
+        "promotion": promotion(model, read_json(VERDICT)),
     }
 
 

@@ -22,8 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from stages import claims, git, outbox, paths
+from stages import claims, digest, git, outbox, paths
 from stages.address import TrackingError, explained, first_line, tracking_uri, without_password
+from stages.bundle import CARD, WEIGHTS, BundleError
+from stages.bundle import find as find_bundle
 from stages.events import open_events
 from stages.outbox import Outbox, Record, Refused, notice
 from stages.params import Params
@@ -34,11 +36,12 @@ PIPELINE_KEY = "MARIO_PIPELINE_KEY"
 LINKS = {  # tags for what ran a stage, by the variables in which it says so
     "dvc.exp": "DVC_EXP_NAME",
     "image": "MARIO_IMAGE_DIGEST",
-    "prefect.flow_run_id": "MARIO_FLOW_RUN_ID",
+    "prefect.flow_run": "MARIO_FLOW_RUN_ID",
     "prefect.flow_run_url": "MARIO_FLOW_RUN_URL",
 }
 SYSTEM_EVERY = 10.0  # seconds between two samples of the machine's load
-REQUIREMENTS = ("mlflow", "torch", "numpy", "gymnasium", "gym-super-mario-bros", "nes-py", "pyyaml")  # of the model
+REQUIREMENTS = ("mlflow", "torch", "safetensors", "numpy", "gymnasium", "gym-super-mario-bros", "nes-py", "pyyaml")
+CHAMPION = "champion"
 PARENT, NAME = "mlflow.parentRunId", "mlflow.runName"
 FINAL = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE")  # trying again is no use
 
@@ -247,8 +250,22 @@ class Store:
         known = [*map(str, numbers), *(f"{alias} ({version})" for alias, version in aliases.items())]
         raise TrackingError(f"{self.name}: {MODEL} has no version or alias {which!r}; it has {', '.join(known)}")
 
-    def register(self, run_id: str, checkpoint: Path, tags: dict[str, str]) -> str:
-        """Logs the model into the run, registers it and makes it the challenger. Returns the version."""
+    def champion(self) -> dict[str, Any] | None:
+        """Version and tags of the model that is champion now."""
+        try:
+            found = self.client.get_model_version_by_alias(MODEL, CHAMPION)
+        except self._error as error:
+            if error.error_code in FINAL:
+                return None
+            raise TrackingError(f"{self.name}: {first_line(error)}") from None
+        return {"version": str(found.version), "tags": dict(found.tags)}
+
+    def register(self, run_id: str, bundle: Path, tags: dict[str, str]) -> dict[str, str]:
+        """Logs the model into the run, registers it and makes it the challenger.
+
+        Returns:
+            version, weights_sha256
+        """
         mlflow = _mlflow()
         from mlflow.models import Model, ModelSignature
         from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
@@ -275,7 +292,7 @@ class Store:
                     run_id=run_id,
                     python_model=str(paths.ROOT / "stages" / "player.py"),
                     code_paths=[str(paths.ROOT / "dreamer"), str(paths.ROOT / "stages")],
-                    artifacts={"checkpoint": str(checkpoint.resolve())},
+                    artifacts={"bundle": str(bundle.resolve())},
                     pip_requirements=requirements,
                     signature=signature,
                 )
@@ -284,13 +301,63 @@ class Store:
                 except self._error as error:
                     if error.error_code != "RESOURCE_ALREADY_EXISTS":
                         raise
+                uri = f"models:/{model.model_id}"
+                with tempfile.TemporaryDirectory(prefix="mario-registered-") as folder:
+                    stored = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
+                    hashes = self._hashes(stored, bundle)
                 version = self.client.create_model_version(
-                    MODEL, f"models:/{model.model_id}", run_id, tags=tags, model_id=model.model_id
+                    MODEL,
+                    uri,
+                    run_id,
+                    tags=tags | hashes,
+                    model_id=model.model_id,
+                    description=(bundle / CARD).read_text(),
                 ).version
                 self.client.set_registered_model_alias(MODEL, ALIAS, version)
         except Exception as error:
-            raise TrackingError(f"{self.name}: cannot register {checkpoint}: {first_line(error)}") from None
-        return str(version)
+            raise TrackingError(f"{self.name}: cannot register {bundle.name}: {first_line(error)}") from None
+        return {"version": str(version), "weights_sha256": hashes["weights_sha256"]}
+
+    def _hashes(self, stored: Path, bundle: Path) -> dict[str, str]:
+        """Of a model as the store gives it back, if that holds the bundle it was given."""
+        weights = digest.sha256(bundle / WEIGHTS)
+        kept = find_bundle(stored)
+        if kept is None or digest.tree_sha256(kept) != digest.tree_sha256(bundle):
+            raise TrackingError("the store gave back other files than it was given")
+        return {"artifact_sha256": digest.tree_sha256(stored), "weights_sha256": weights}
+
+    def fetch(self, which: str, fresh: bool = False) -> Path:
+        """The files of a registered version, which are those that were registered.
+
+        Raises:
+            TrackingError: the store has no such model, or cannot give it
+            BundleError: they are others
+        """
+        mlflow = _mlflow()
+        version = self.registered(which)
+        kept = paths.ROOT / ".mario" / "models" / version.source.rpartition("/")[2]
+        expected = version.tags.get("artifact_sha256")
+        if not fresh and kept.exists() and digest.tree_sha256(kept) == expected:
+            return kept
+        mlflow.set_tracking_uri(self.uri)
+        mlflow.set_registry_uri(self.uri)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            tempfile.TemporaryDirectory(dir=kept.parent) as folder,
+            _environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="3", MLFLOW_HTTP_REQUEST_TIMEOUT="120"),
+        ):
+            uri = f"models:/{MODEL}/{version.version}"
+            files = Path(mlflow.artifacts.download_artifacts(uri, dst_path=f"{folder}/{kept.name}"))
+            if (found := digest.tree_sha256(files)) != expected:
+                raise BundleError(
+                    f"{MODEL} version {version.version}: its files are not those that were registered "
+                    f"(SHA-256 {found[:12]}, registered {str(expected)[:12]}); register it anew (dvc repro --force "
+                    "--single-item evaluate) or take another version (mario models)"
+                )
+            if kept.exists():  # damaged here, or fetched by another process just now
+                kept.rename(f"{folder}/before")
+            files.rename(kept)
+        return kept
 
 
 def _open(stage: str, params: Params, tags: dict[str, str], resume: str | None) -> Run:
@@ -365,28 +432,51 @@ def _described(stage: str, params: Params, given: dict[str, str]) -> dict[str, s
     return tags | {key: str(value) for key, value in given.items()}
 
 
-def fetch_checkpoint(which: str) -> Path:
-    """The checkpoint of a registered model by version or alias, kept in .mario/models/.
+def fetch(which: str, fresh: bool = False) -> Path:
+    """The bundle of a registered model by version or alias, kept in .mario/models/ and checked each time.
+
+    Args:
+        fresh: from the store, whatever is kept here
 
     Raises:
         TrackingError: the store cannot be used, or has no such model
+        BundleError: the files are not those that were registered
     """
-    if (mlflow := _mlflow()) is None:
+    if _mlflow() is None:
         raise TrackingError("MLflow is not installed, so there is no registry; name a checkpoint file instead")
     store = Store(tracking_uri())
     try:
-        version = store.registered(which)
-        kept = paths.ROOT / ".mario" / "models" / version.source.rpartition("/")[2]
-        if not kept.exists():
-            mlflow.set_tracking_uri(store.uri)
-            mlflow.set_registry_uri(store.uri)
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=kept.parent) as fresh:
-                uri = f"models:/{MODEL}/{version.version}/artifacts"
-                Path(mlflow.artifacts.download_artifacts(uri, dst_path=fresh)).rename(kept)
+        files = store.fetch(which, fresh)
     except (store._error, OSError) as error:
         raise TrackingError(f"{store.name}: cannot fetch model {which}: {first_line(error)}") from None
-    return next(kept.glob("*.pt"))
+    if (found := find_bundle(files)) is None:
+        raise BundleError(f"{MODEL} {which}: no {WEIGHTS} in it; register it anew (dvc repro --force evaluate)")
+    return found
+
+
+def registered_models() -> list[dict[str, str]]:
+    """Names for `fetch`, the latest first, each with its aliases.
+
+    Raises:
+        TrackingError: the store cannot be used
+    """
+    uri = tracking_uri()
+    kept = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:") else None
+    if (kept and not kept.exists()) or _mlflow() is None:  # nothing recorded yet, and looking shall not make it
+        return []
+    store = Store(uri)
+    try:
+        versions = store.client.search_model_versions(f"name = '{MODEL}'")
+        aliases = store.client.get_registered_model(MODEL).aliases if versions else {}
+    except store._error as error:
+        raise TrackingError(explained(store.name, error)) from None
+    return [
+        {
+            "name": number,
+            "about": ", ".join(["version", *(alias for alias, of in sorted(aliases.items()) if str(of) == number)]),
+        }
+        for number in sorted((str(version.version) for version in versions), key=int, reverse=True)
+    ]
 
 
 def serve(player: type) -> None:

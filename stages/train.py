@@ -20,12 +20,15 @@ from dreamer.rollout import Episode, Rollout, Steps, episode_seeds, play_episode
 from dreamer.training import Counters, Progress, Training
 from stages import git, open_loop, provenance, tracking
 from stages.curves import Curve
+from stages.digest import dvc_md5
 from stages.interrupt import Interrupt, graceful
 from stages.params import Params, load
-from stages.paths import CHECKPOINTS, REPLAY, SEED_DATA, TRAINING
+from stages.paths import CHECKPOINTS, REPLAY, SEED_DATA, SNAPSHOTS, TRAINING
 from stages.progress import Progress as Work
 from stages.progress import fingerprint, publish
+from stages.watch import Watch
 
+QUARTERS = (0, 25, 50, 100)  # percent of training after which the weights are kept, to see what was learned when
 VIDEO_STEPS = 50  # decisions of the open-loop prediction
 VIDEO_LIMIT = 600  # decisions of an evaluation's video
 
@@ -36,10 +39,6 @@ LOSSES = (
 )
 CLOCK = ("decisions", "updates", "hours")
 EVALUATION = ("eval_return", "eval_return_min", "eval_return_max", "eval_best_x", "eval_clear_rate", "eval_length")
-
-
-class Diverged(RuntimeError):
-    """A loss is not finite any more. The last checkpoint is from before."""
 
 
 class Session:
@@ -68,6 +67,9 @@ class Session:
             work.path / "episodes.csv",
             ("decisions", "hours", "seed", "return", "best_x", "clear", "outcome", "length"),
         )
+        self.seeded = self.frames
+        self.snapshots: list[int] = []  # those of QUARTERS that are kept
+        self.watch = Watch(params, len(ACTIONS), work.path)
         self.seconds = 0.0  # of training, over all its sittings
         self.best = {"return": None, "frames": None}
         # When each was last done, in frames. An evaluation before the first update would say nothing.
@@ -113,29 +115,25 @@ class Session:
                 }
             )
             self.run.metrics({"episode_return": episode.total_reward, "episode_best_x": best_x}, self.frames)
+        self.watch.episodes += progress.episodes
         self._window += progress.metrics
 
     def _means(self) -> dict[str, float]:
-        """Of the updates since the last log; the only place where training waits for the device.
-
-        Raises:
-            Diverged: one is not finite
-        """
+        """Of the updates since the last log; the only place where training waits for the device."""
         if not self._window:
             return {}
         stacked = torch.stack([torch.stack([metrics[name].float() for name in LOSSES]) for metrics in self._window])
-        means = dict(zip(LOSSES, stacked.mean(0).tolist(), strict=True))
-        if bad := [name for name, value in means.items() if not np.isfinite(value)]:
-            raise Diverged(
-                f"train: {bad[0]} is not finite at {self.frames} frames; the last checkpoint before is kept in "
-                f"{self.work.path}; lower optimizers.*.lr or use compute.precision: float32"
-            )
-        return means
+        return dict(zip(LOSSES, stacked.mean(0).tolist(), strict=True))
 
     def log(self) -> dict[str, float]:
-        """A row of the curves: means over the updates since the last one."""
+        """A row of the curves: means over the updates since the last one.
+
+        Raises:
+            Diverged: they show that training is broken
+        """
         now, (then, frames, updates) = time.monotonic(), self._window_start
         row = self._means()
+        self.watch.check(row, self.frames)
         done = self.training.counters.updates - updates
         row["frames_per_second"], row["updates_per_second"] = (self.frames - frames) / (now - then), done / (now - then)
         self.losses.append({**self.clock(), **row})
@@ -202,6 +200,14 @@ class Session:
         score = self.best["return"] if self.best["frames"] == self.frames else None
         return {**checkpoint.agent_state(self.agent), "frames": self.frames, "score": score}
 
+    def snapshot(self) -> None:
+        """Keeps the weights at each of QUARTERS, counted from the end of the seed data."""
+        done, total = self.frames - self.seeded, self.params.train.steps - self.seeded
+        for percent in QUARTERS:
+            if percent not in self.snapshots and 100 * done >= percent * total:
+                checkpoint.save(self.work.path / SNAPSHOTS.format(percent), self._weights())
+                self.snapshots.append(percent)
+
     def save(self, final: bool = False) -> None:
         """Everything that the next round depends on; a final one, after which there is none, leaves out the model's
         states of all that replay holds. Files that only the checkpoint before needed go last.
@@ -209,7 +215,7 @@ class Session:
         Raises:
             Diverged: the weights may be broken; the checkpoint before stays
         """
-        self._means()
+        self.watch.finite(self._means(), self.frames)
         self.replay.save(self.work.path / "replay")
         self.done["checkpoint"] = self.frames
         state = {
@@ -219,6 +225,7 @@ class Session:
             "random": checkpoint.random_state(),
             "best": self.best,
             "done": self.done,
+            "snapshots": self.snapshots,
             "seconds": self.hours * 3600,
             "window": self._window,
             "unsent": [] if final else self.run.waiting(),
@@ -239,6 +246,7 @@ class Session:
         self.training.load_state_dict(state)
         checkpoint.load_random_state(state["random"])
         self.best, self.done, self.seconds = state["best"], state["done"], state["seconds"]
+        self.snapshots = state["snapshots"]
         device = self.agent.device
         self._window = [{name: value.to(device) for name, value in row.items()} for row in state["window"]]
         self.run.put_again(state["unsent"])
@@ -252,7 +260,12 @@ class Session:
         params = self.params
         target = params.train.steps // params.env.action_repeat
         with tqdm(
-            total=target, initial=self.training.counters.decisions, desc="train", unit="decision", mininterval=1
+            total=target,
+            initial=self.training.counters.decisions,
+            desc="train",
+            unit="decision",
+            mininterval=1,
+            disable=None,  # where no one looks at a terminal, the lines of the watch are enough
         ) as bar:
             rounds = itertools.chain(
                 [None], self.training.run(target)
@@ -264,6 +277,9 @@ class Session:
                         bar.update(self.training.counters.decisions - bar.n)
                     if self.interrupt:
                         raise _Stopped
+                    self.snapshot()
+                    if line := self.watch.line(self.clock()):
+                        bar.write(line)
                     if self.due("log"):
                         row = self.log()
                         bar.set_postfix(
@@ -300,7 +316,9 @@ def _describe(frames: int, row: dict[str, float], best: dict[str, Any]) -> str:
 def main() -> None:
     params = load()
     inputs = {
-        key: value for key, value in params.to_dict().items() if key not in ("collect", "evaluate", "render", "profile")
+        key: value
+        for key, value in params.to_dict().items()
+        if key not in ("collect", "evaluate", "render", "promote", "profile")
     }
     data = digest(SEED_DATA)
     work = Work("train", fingerprint(inputs, data))
@@ -350,10 +368,12 @@ def _write_provenance(work: Work, params: Params, run: tracking.Run, data: str) 
         "profile": params.profile,
         "params": params.to_dict(),
         "data_sha256": data,
+        "replay_md5": dvc_md5(work.path / "replay"),
         "rom_sha256": rom_sha256(),
         "seed": params.seed,
         "hardware": provenance.hardware(),
         "versions": provenance.versions(),
+        **provenance.surroundings(),
         "started": work.notes["started"],
         "finished": provenance.now(),
         "resumed": work.notes["resumed"],
@@ -364,5 +384,6 @@ def _write_provenance(work: Work, params: Params, run: tracking.Run, data: str) 
 
 def _publish(work: Work) -> None:
     publish(sorted((work.path / "replay").glob("*.npz")), REPLAY)
-    publish([work.path / name for name in ("best.pt", "latest.pt", "provenance.json")], CHECKPOINTS)
+    names = ("best.pt", "latest.pt", "provenance.json", *map(SNAPSHOTS.format, QUARTERS))
+    publish([work.path / name for name in names], CHECKPOINTS)
     publish([work.path / name for name in ("losses.csv", "evaluations.csv", "episodes.csv", "summary.json")], TRAINING)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+
 from dreamer.agent import Agent
 from dreamer.config import AgentConfig, ComputeConfig
 
@@ -14,12 +16,18 @@ def agent_config(**changes: dict[str, Any]) -> AgentConfig:
     groups = {
         "model": {
             **{"deter": 64, "stoch": 8, "classes": 8, "hidden": 64, "depth": 4, "units": 64, "layers": 2},
-            **{"initial": "learned", "unimix_ratio": 0.01},
+            **{"buckets": "symlog", "initial": "learned", "unimix_ratio": 0.01},
         },
         "losses": {"free_nats": 0.6, "dyn_scale": 0.5, "rep_scale": 0.1, "reward_scale": 1.0, "continue_scale": 1.0},
         "behavior": {
             **{"imag_horizon": 10, "imag_starts": 0, "imag_gradient": "reinforce", "imag_gradient_mix": 0.5},
-            **{"discount": 0.97, "discount_lambda": 0.95, "entropy": 3e-3, "return_decay": 0.99},
+            **{
+                "discount": 0.97,
+                "discount_lambda": 0.95,
+                "entropy": 3e-3,
+                "normalize": "returns",
+                "return_decay": 0.99,
+            },
             **{"slow_target": True, "slow_target_update": 1, "slow_target_fraction": 0.02},
         },
         "optimizers": {"model": {"lr": 1e-3, **adam}, "actor": {"lr": 3e-4, **adam}, "critic": {"lr": 1e-3, **adam}},
@@ -29,3 +37,14 @@ def agent_config(**changes: dict[str, Any]) -> AgentConfig:
 
 def small_agent(**changes: dict[str, Any]) -> Agent:
     return Agent(agent_config(**changes), CPU, actions=7)
+
+
+def pressing(button: int, share: float = 20.0) -> Agent:
+    """An agent that always presses one button (an index into `dreamer.mario.ACTIONS`), all but for unimix."""
+    agent = small_agent()
+    output = agent.actor_critic.actor.output
+    with torch.no_grad():
+        output.weight.zero_()
+        output.bias.zero_()
+        output.bias[button] = share
+    return agent

@@ -47,6 +47,7 @@ def copy(target: Path) -> Path:
             ".dvcignore",
             ".dvc/config",
             ".dvc/.gitignore",
+            "reports/promotion.json",
         )
         code = [f"{room}/**/*" for room in ("dreamer", "stages", "pipeline", "tests", "docker")]
         names = [str(path.relative_to(ROOT)) for place in (*places, *code) for path in ROOT.glob(place)]

@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from agents import CPU, agent_config, small_agent
 
+from dreamer.actor_critic import Dream
 from dreamer.agent import Agent
 from dreamer.config import ComputeConfig
+from dreamer.distributions import OneHot
 from dreamer.mario import ACTIONS
 from dreamer.networks import State, ToPixels, centered, tiles, untiled
 from dreamer.replay import Batch
@@ -186,7 +188,7 @@ class TestGradients:
         behavior, model = agent.actor_critic, agent.world_model
         noise = torch.rand(behavior.config.imag_horizon, 6), torch.rand(behavior.config.imag_horizon, 6, 8)
         dream = behavior.dream(model, model.constant_rssm(), some_states(agent, 6), *noise)
-        return behavior.losses(dream, torch.tensor(2.0))
+        return behavior.losses(dream, (torch.tensor(0.0), torch.tensor(2.0)))
 
     @pytest.mark.parametrize("estimator", ["reinforce", "dynamics", "both"])
     def test_actor_and_critic_train_themselves(self, fitted, estimator):
@@ -214,6 +216,33 @@ class TestGradients:
         assert not all(map(torch.equal, critic, fitted.actor_critic.critic.parameters()))
         assert all(map(torch.equal, before, fitted.world_model.parameters()))
         assert all(map(torch.equal, slow, fitted.actor_critic.slow_critic.parameters()))
+
+
+@pytest.mark.parametrize("normalize", ["returns", "advantages"])
+def test_the_actors_unit_is_the_spread_of_returns_or_of_advantages(normalize):
+    """Against a plain float64 computation over two parts' dreams, for two updates in a row; the actor's loss too."""
+    behavior = small_agent(behavior={"normalize": normalize, "return_decay": 0.75, "entropy": 0.0}).actor_critic
+    average = np.zeros(2)
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        dreams = []
+        for n in (3, 5):
+            policy = OneHot(torch.randn(4, n, 7), 0.01)
+            value = 1000 * torch.rand(4, n)  # between states much varies, within one little
+            returns = value + 10 * torch.randn(4, n) + 40
+            action, weights = policy.sample(), torch.rand(4, n)
+            dreams.append(Dream(None, action, policy, None, None, value, returns, weights))
+        offset, scale = behavior.unit(dreams)
+        returns, value = (np.concatenate([getattr(d, of).double() for d in dreams], 1) for of in ("returns", "value"))
+        measured = returns if normalize == "returns" else returns - value
+        average = 0.75 * average + 0.25 * np.quantile(measured, [0.05, 0.95])
+        assert scale.item() == pytest.approx(average[1] - average[0], rel=1e-5)
+        assert offset.item() == pytest.approx(0.0 if normalize == "returns" else measured.mean(), rel=1e-4)
+        for dream in dreams:
+            loss, _ = behavior._actor_loss(dream, offset, scale)
+            advantage = ((dream.returns - dream.value).double() - offset.item()) / scale.item()
+            log_prob = (dream.policy.log_prob(dream.action)).double()
+            assert loss.item() == pytest.approx(-(dream.weights * advantage * log_prob).mean().item(), rel=1e-4)
 
 
 def test_slow_critic_follows_at_its_pace():

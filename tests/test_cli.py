@@ -43,7 +43,8 @@ def test_help_lists_the_commands_without_importing_what_they_need(shared):
     done = run(shared, "python", "-X", "importtime", "-m", "pipeline.cli", "--help")
     assert done.returncode == 0
     assert not imported(done) & {"dvc", "docker", "mlflow", "prefect", "torch", "numpy"}
-    for command in ("demo", "run", "status", "play", "image", "deploy", "doctor", "ui"):
+    listed = "demo run status play image deploy doctor models promote rollback lineage reproduce ui"
+    for command in listed.split():
         assert re.search(rf"^ +{command} ", done.stdout, re.MULTILINE)
 
 

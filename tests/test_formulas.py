@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -121,6 +122,49 @@ class TestTwoHot:
         log_probs = TwoHot(logits.expand(101, 255)).log_prob(targets)
         nearest = (symlog(targets) - (-20 + 140 * self.step)).abs().argmin()
         assert log_probs.argmax() == nearest
+
+
+class TestTwoHotOfSymexpBuckets:
+    places = np.sign(np.arange(-127, 128)) * np.expm1(np.abs(np.linspace(-10, 10, 255)))
+
+    def test_a_risky_value_is_worth_its_mean(self):
+        """Half 400, half -15, encoded as training does: the maximum of log_prob's mean over both has that mean."""
+        outcomes = double([400.0, -15.0])
+        logits = torch.zeros(255, dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.LBFGS([logits], max_iter=500, line_search_fn="strong_wolfe")
+
+        def loss():
+            optimizer.zero_grad()
+            value = -TwoHot(logits.expand(2, 255), "symexp").log_prob(outcomes).mean()
+            value.backward()
+            return value
+
+        optimizer.step(loss)
+        assert TwoHot(logits, "symexp").mean().item() == pytest.approx(192.5, abs=0.5)
+
+    def test_a_target_s_two_buckets_average_to_it(self):
+        for target in (-15.0, 0.0, 0.5, 3.7, 4100.0, 22025.0):
+            # A sure bucket's log-probability of the target is -700 (1 - weight), its weight in the target's encoding.
+            sure = 700 * torch.eye(255, dtype=torch.float64)
+            weights = 1 + TwoHot(sure, "symexp").log_prob(double(target).expand(255)).numpy() / 700
+            assert weights.sum() == pytest.approx(1, abs=1e-6) and (weights > 1e-6).sum() <= 2
+            assert weights @ self.places == pytest.approx(target, abs=0.02)
+
+    def test_mean_is_that_of_the_scalars(self):
+        logits = 3 * torch.randn(7, 255, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        probs = torch.softmax(logits, -1).numpy()
+        np.testing.assert_allclose(TwoHot(logits, "symexp").mean(), probs @ self.places, rtol=1e-9)
+
+    def test_even_logits_mean_exactly_zero_in_float32(self):
+        logits = torch.randn(3, 127)
+        even = torch.cat([logits, torch.randn(3, 1), logits.flip(-1)], -1)
+        assert (TwoHot(even, "symexp").mean() == 0).all() and (TwoHot(torch.zeros(255), "symexp").mean() == 0).all()
+
+    def test_targets_beyond_the_ends_and_nan(self):
+        logits = torch.randn(255, dtype=torch.float64)
+        for target, index in ((1e12, 254), (-1e12, 0)):
+            assert_equal(TwoHot(logits, "symexp").log_prob(double(target)), logits.log_softmax(-1)[index])
+        assert TwoHot(torch.zeros(255), "symexp").log_prob(torch.tensor(float("nan"))).isnan()
 
 
 class TestOneHot:

@@ -129,3 +129,31 @@ def test_an_exported_tree_within_another_repository_finds_all_done(tree, tmp_pat
     dvc(inner, "checkout")
     assert ran(dvc(inner, "repro")) == []
     assert list(inner.glob("data/**/.gitignore")) == []
+
+
+def test_a_registered_model_tells_where_it_comes_from_and_is_built_again_bit_by_bit(tree, tmp_path):
+    done = run(tree, "mario", "lineage", "challenger", "--json")
+    assert done.returncode == 0, done.stderr
+    told, first = json.loads(done.stdout), run(tree, "git", "rev-parse", "HEAD~1").stdout.strip()
+    outs = {
+        out["path"]: out["md5"] for out in yaml.safe_load((tree / "dvc.lock").read_text())["stages"]["train"]["outs"]
+    }
+    assert (told["data"]["replay_md5"], told["data"]["checkpoints_md5"]) == (outs["data/replay"], outs["checkpoints"])
+    assert told["dvc"]["lock_names_checkpoints"] is True and len(told["dvc"]["lock_sha256"]) == 64
+    assert (told["code"]["commit"], told["code"]["dirty"], told["code"]["changed"]) == (first, False, [])
+    assert (told["trained"]["commit"], told["trained"]["profile"], told["params"]["env"]["time_limit"]) == (
+        first,
+        "tiny",
+        30,
+    )
+    assert told["weights_sha256"] == json.loads((tree / "reports/model.json").read_text())["weights_sha256"]
+    assert told["evaluation"]["sampled"]["episodes"] == 2 and told["environment"]["versions"]["torch"]
+
+    clone = tmp_path / "again"
+    done = run(tree, "mario", "reproduce", "challenger", "--run", "--directory", str(clone))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"git checkout --quiet --detach {first}\nmake setup\n.venv/bin/dvc repro\n" in done.stdout
+    assert "weights: the same, bit by bit" in done.stdout
+    assert (clone / "reports/report.html").exists() and run(tree, "git", "worktree", "list").stdout.count("\n") == 1
+    done = run(tree, "mario", "reproduce", "challenger", "--run", "--directory", str(clone))
+    assert done.returncode == 1 and re.fullmatch(rf"error: {clone}: is there already; .*\n", done.stderr)

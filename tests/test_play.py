@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from PIL import Image
 
 from dreamer import checkpoint
 from stages import __main__ as entrance
-from stages import params, paths, tracking
+from stages import bundle, params, paths, tracking
 from stages.interval import bootstrap_mean, wilson
 
 
@@ -102,6 +103,7 @@ def test_no_film_is_left_of_an_episode_that_was_not_played_to_its_end(play, monk
     [
         (["--model", "nowhere/best.pt"], ("nowhere/best.pt", "no such checkpoint")),
         (["--model", "params.yaml"], ("params.yaml", "not a checkpoint")),
+        (["--model", "tests"], ("tests/best.pt", "no such checkpoint")),
         (["--model", "checkpoints/best.pt", "--use-latest"], ("checkpoints/best.pt", "no directory")),
         (["--level", "1-5"], ("--level", "1-5")),
     ],
@@ -111,6 +113,15 @@ def test_errors_are_one_line(play, arguments, parts):
         play(*arguments)
     assert re.fullmatch("error: .+", ended.value.code)
     assert all(part in ended.value.code for part in parts)
+
+
+def test_a_damaged_bundle_is_one_line(play, root):
+    made = bundle.write(root / "broken", checkpoint.load(root / "checkpoints/best.pt"), params.load().env.to_dict())
+    (made / bundle.WEIGHTS).write_bytes(b"no weights")
+    with pytest.raises(SystemExit, match=r"error: .*broken/weights\.safetensors: not the weights"):
+        play("--model", str(made))
+    with pytest.raises(SystemExit, match=r"error: --model .*broken: no directory with checkpoints"):
+        play("--model", str(made), "--use-best")
 
 
 @pytest.mark.parametrize("arguments", [["--episodes", "0"], ["--gif-fps", "51"], ["--seed", "-1"]])
@@ -137,7 +148,8 @@ def test_registered_models_play_by_version_and_alias(play, root, monkeypatch):
         play("--model", "challenger")
     settings = params.load()
     with tracking.run("evaluate", settings) as record:
-        version = record.log_model(Path("checkpoints/latest.pt"), settings, {})["version"]
+        made = bundle.write(root / "bundle", checkpoint.load(Path("checkpoints/latest.pt")), settings.env.to_dict())
+        version = record.log_model(made, settings, {})["version"]
     by_version, by_alias = (
         json.loads(play("--model", which, "--episodes", "1", "--json")) for which in (version, "challenger")
     )
@@ -145,6 +157,21 @@ def test_registered_models_play_by_version_and_alias(play, root, monkeypatch):
     assert by_version == by_alias == from_file | {"checkpoint": by_alias["checkpoint"]}
     with pytest.raises(SystemExit, match=rf"'champion'.* challenger \({version}\)"):
         play("--model", "champion")
+    downloaded = root / "downloaded"
+    shutil.copytree(next(Path(".mario/models").iterdir()), downloaded)
+    elsewhere = root / "elsewhere"  # without params.yaml, a registry or the repository
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    for directory in (downloaded, made):
+        offline = json.loads(play("--model", str(directory), "--episodes", "1", "--json"))
+        assert offline == from_file | {"checkpoint": offline["checkpoint"]}
+    kept = next((root / ".mario/models").rglob("weights.safetensors"))
+    kept.write_bytes(b"damaged")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/registry.db")
+    again = json.loads(play("--model", version, "--episodes", "1", "--json"))  # fetched anew
+    assert again["episodes"] == from_file["episodes"]
+    shutil.rmtree(elsewhere)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from dreamer import checkpoint
 from dreamer.agent import Agent
 from dreamer.config import EnvConfig
 from dreamer.mario import ACTIONS, make_env
-from stages import params, paths, tracking
+from stages import bundle, digest, params, paths, tracking
 
 ROOT = Path(__file__).parents[1]
 PARAMS = params.load(ROOT / "params.yaml")
@@ -43,8 +43,10 @@ def registered(tmp_path_factory):
             torch.manual_seed(seed)
             state = checkpoint.agent_state(Agent(PARAMS.agent, PARAMS.compute, len(ACTIONS)))
             checkpoint.save(path, {**state, "frames": 4000, "score": 1.5})
+            card = f"# Card of seed {seed}\n"
+            made = bundle.write(folder / "bundle", checkpoint.load(path), PARAMS.env.to_dict(), card=card)
             with tracking.run("evaluate", PARAMS, {"data_sha256": "d"}) as run:
-                told.append(run.log_model(path, PARAMS, EVALUATION, {"trained_by": "someone"}))
+                told.append(run.log_model(made, PARAMS, EVALUATION, {"trained_by": "someone"}))
         yield mlflow.MlflowClient(uri, uri), path, told
 
 
@@ -70,6 +72,8 @@ def test_the_newest_version_is_the_challenger(registered):
         "alias": "challenger",
         "run_id": newest["run_id"],
         "tracking_uri": newest["tracking_uri"],
+        "weights_sha256": newest["weights_sha256"],
+        "champion": None,
     }
     version = client.get_model_version_by_alias("mario-dreamer", "challenger")
     assert (version.version, version.run_id) == (2, newest["run_id"])
@@ -78,6 +82,19 @@ def test_the_newest_version_is_the_challenger(registered):
     assert (version.tags["run_id"], version.tags["data_sha256"]) == (newest["run_id"], "d")
     assert {"git.commit", "git.dirty", "rom_sha256"} <= version.tags.keys()
     assert client.get_model_version("mario-dreamer", "1").aliases == []
+    assert version.description == "# Card of seed 1\n"
+
+
+def test_its_files_are_known_by_their_hashes(registered, tmp_path):
+    client, _, told = registered
+    tags = client.get_model_version("mario-dreamer", "2").tags
+    mlflow.set_tracking_uri(told[1]["tracking_uri"])
+    files = Path(mlflow.artifacts.download_artifacts("models:/mario-dreamer/2", dst_path=str(tmp_path / "2")))
+    assert digest.tree_sha256(files) == tags["artifact_sha256"]
+    weights = digest.sha256(bundle.find(files) / bundle.WEIGHTS)
+    assert weights == tags["weights_sha256"] == told[1]["weights_sha256"] != told[0]["weights_sha256"]
+    (files / "code/stages/rollout.py").write_text("print('planted')")
+    assert digest.tree_sha256(files) != tags["artifact_sha256"]
 
 
 @pytest.mark.parametrize("greedy", [True, False])

@@ -15,7 +15,7 @@ from PIL import Image, ImageSequence
 from dreamer import checkpoint
 from dreamer.agent import Agent
 from dreamer.mario import ACTIONS, make_env
-from dreamer.replay import Replay
+from dreamer.replay import Batch, Replay
 from dreamer.rollout import RandomPolicy, Rollout, play_episodes
 from stages import gif, open_loop, params, render
 
@@ -156,9 +156,9 @@ def evaluated(tmp_path_factory) -> Path:
         csv.writer(file).writerows([COLUMNS, *rows])
     replay_of(400).save(root / "data/seed", partial=True)
     torch.manual_seed(0)
-    agent = Agent(PARAMS.agent, PARAMS.compute, len(ACTIONS))
-    state = {**checkpoint.agent_state(agent), "frames": 0, "score": 0.0}
-    checkpoint.save(root / "checkpoints/best.pt", state)
+    for name in ("best", "snapshot-000", "snapshot-100"):
+        agent = Agent(PARAMS.agent, PARAMS.compute, len(ACTIONS))
+        checkpoint.save(root / f"checkpoints/{name}.pt", {**checkpoint.agent_state(agent), "frames": 0, "score": 0.0})
     return root
 
 
@@ -167,7 +167,7 @@ def test_the_stage_shows_the_best_episode_of_each_mode_as_it_was(evaluated, monk
     render.render_all(params.load())
     rows = render.read_episodes(render.EPISODES)
     index = json.loads((render.GIFS / "index.json").read_text())
-    assert [entry["kind"] for entry in index] == ["episode", "episode", "open_loop"]
+    assert [entry["kind"] for entry in index] == ["episode", "episode", "learning", "open_loop"]
     assert {entry["file"] for entry in index} == {path.name for path in render.GIFS.glob("*.gif")}
     env = make_env(replace(PARAMS.env, stall_limit=0))
     recorded = json.loads(render.RECORDING.read_text())
@@ -204,6 +204,42 @@ def test_actions_that_do_not_lead_to_the_evaluated_result_are_refused(evaluated,
     with pytest.raises(render.RenderError, match=f"sampled episode of seed {top['seed']}.*dvc repro --force evaluate"):
         render.render_all(params.load())
     assert not list(render.GIFS.glob("sampled*"))
+
+
+def test_what_was_learned_when_is_shown_on_the_best_episode(evaluated, monkeypatch):
+    """Columns: the truth, then each snapshot's own prediction of it; the first rows are the episode's start."""
+    monkeypatch.chdir(evaluated)
+    render.render_all(params.load())
+    (top,) = render.best(render.read_episodes(render.EPISODES), "sampled", 1)
+    recorded = json.loads(render.RECORDING.read_text())["sampled"]
+    episode = next(episode for episode in recorded if episode["seed"] == top["seed"])
+    env = make_env(replace(PARAMS.env, stall_limit=0))
+    seen = [env.reset(options={"noops": episode["noops"]})[0]]
+    seen += [env.step(action)[0] for action in episode["actions"]]
+    env.close()
+    frames, _ = decode((render.GIFS / "learning.gif").read_bytes())
+    length = min(PARAMS.render.context + render.IMAGINED_STEPS, len(seen))
+    assert len(frames) == length
+    scale, top_of = open_loop.SMALL, open_loop.HEADER + open_loop.GAP
+    size = 64 * scale
+    lefts = [open_loop.GAP + i * (size + 2 * open_loop.GAP) for i in range(3)]
+    for t in (0, length - 1):
+        truth, *models = (frames[t][top_of : top_of + size, x : x + size] for x in lefts)
+        assert np.abs(truth[::scale, ::scale].astype(int) - seen[t]).mean() < 4  # 256 colours
+        assert all(np.abs(model.astype(int) - truth).mean() > 10 for model in models)
+        assert np.abs(models[0].astype(int) - models[1]).mean() > 0.1
+
+
+def test_windows_cover_an_episode_evenly_and_a_short_one_once():
+    steps = 120
+    batch = Batch(
+        obs=np.zeros((1, steps, 2, 2, 3), np.uint8),
+        action=np.arange(steps)[None],
+        **{name: np.zeros((1, steps)) for name in ("reward", "is_first", "is_last", "is_terminal")},
+    )
+    found = open_loop.windows(batch, 3, 50).action
+    assert found[:, 0].tolist() == [0, 35, 70] and found.shape == (3, 50) and found[-1, -1] == steps - 1
+    assert open_loop.windows(batch, 3, 500).action.tolist() == [list(range(steps))]
 
 
 def test_clears_come_before_higher_returns():

@@ -29,9 +29,14 @@ def state(streams: np.ndarray | list[int], numbers: np.ndarray | list[int]) -> t
 
 
 def filled(
-    steps: int, streams: int = 2, capacity: int = 10_000, chunk_length: int = 16, contexts: bool = False
+    steps: int,
+    streams: int = 2,
+    capacity: int = 10_000,
+    chunk_length: int = 16,
+    contexts: bool = False,
+    recent: tuple[float, int] = (0.0, 2000),
 ) -> Replay:
-    replay = Replay(ReplayConfig(capacity, chunk_length, context=True, recent_share=0.0, recent_steps=2000))
+    replay = Replay(ReplayConfig(capacity, chunk_length, True, *recent))
     for t in range(steps):
         latents = state(np.arange(streams), np.full(streams, t)) if contexts else None
         replay.add([f"env{i}" for i in range(streams)], step(t, streams), latents)
@@ -72,6 +77,38 @@ def test_starts_are_uniform_over_streams_of_different_length():
     # starts 0 to 15 exist twice
     expected = np.where(np.arange(96) < 16, 2, 1) * 20_000 / 112
     assert ((counts - expected) ** 2 / expected).sum() < 96 + 5 * np.sqrt(2 * 96)
+
+
+class TestRecentSteps:
+    def test_the_share_starts_among_the_last_of_the_streams_that_grow(self):
+        replay = filled(100, streams=3, recent=(0.25, 21))
+        for t in range(100, 150):
+            two = {name: array[1:] for name, array in vars(step(t, 3)).items()}
+            replay.add(["env1", "env2"], Steps(**two))
+        batches = [replay.sample(8, 5, np.random.default_rng(seed)) for seed in range(300)]
+        recent = {origin for batch in batches for origin in batch.origins[:2]}
+        assert recent == {(stream, 146 - k) for stream in ("env1", "env2") for k in range(1, 11)}
+        others = [origin for batch in batches for origin in batch.origins[2:]]
+        assert {stream for stream, _ in others} == {"env0", "env1", "env2"} and min(t for _, t in others) < 5
+        assert len(set(others)) > 300
+
+    def test_a_stream_shorter_than_recent_gives_all_it_has(self):
+        replay = filled(9, streams=1, recent=(1.0, 2000))
+        assert {n for _, n in replay.sample(200, 5, np.random.default_rng(0)).origins} == set(range(5))
+
+    def test_what_was_only_loaded_is_not_recent(self, tmp_path):
+        filled(100, recent=(1.0, 10)).save(tmp_path, partial=True)
+        replay = Replay(ReplayConfig(1000, 16, True, 1.0, 10))
+        replay.load(tmp_path)
+        assert len(set(replay.sample(400, 5, np.random.default_rng(0)).origins)) > 100
+
+    def test_a_restored_replay_draws_the_same(self, tmp_path):
+        replay = filled(100, recent=(0.5, 30))
+        replay.save(tmp_path)
+        restored = Replay(replay.config)
+        restored.load_state_dict(replay.state_dict(), tmp_path)
+        one, two = (each.sample(40, 5, np.random.default_rng(2)).origins for each in (replay, restored))
+        assert one == two and min(t for _, t in one[:20]) >= 100 - 5 - 15 + 1
 
 
 def test_too_short_is_an_error_with_the_numbers():

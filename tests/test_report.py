@@ -92,7 +92,10 @@ def write_inputs(root: Path, clears: int = 5, rows: int = 6) -> None:
     modes = {"sampled": result(clears, reach), "greedy": result(0, 2222)}
     write_json(reports / "evaluation.json", {**modes, "checkpoint": checkpoint})
     model = {"name": "mario-dreamer", "version": "3", "alias": "challenger", "run_id": "d" * 32}
-    write_json(reports / "model.json", {**model, "tracking_uri": "sqlite:///mlflow.db"})
+    known = {f"sampled.{key}": str(value) for key, value in result(2, 3161).items()}
+    stored = {"tracking_uri": "sqlite:///mlflow.db", "weights_sha256": "3" * 64}
+    write_json(reports / "model.json", {**model, **stored, "champion": {"version": "2", "tags": known}})
+    write_json(reports / "promotion.json", {})
 
     shades = [np.full((240, 256, 3), 40 * k, np.uint8) for k in range(5)]
     index = []
@@ -103,10 +106,10 @@ def write_inputs(root: Path, clears: int = 5, rows: int = 6) -> None:
         index.append(
             {"file": name, "kind": "episode", **{key: row[key] for key in EPISODES if key not in ("episode", "noops")}}
         )
-    gif.write(reports / "gifs/open_loop.gif", shades, 10)
-    index.append(
-        {"file": "open_loop.gif", "kind": "open_loop", **dict.fromkeys(index[0].keys() - {"file", "kind"}), "length": 5}
-    )
+    for kind in ("learning", "open_loop"):
+        gif.write(reports / f"gifs/{kind}.gif", shades, 10)
+        blank = dict.fromkeys(index[0].keys() - {"file", "kind"})
+        index.append({"file": f"{kind}.gif", "kind": kind, **blank, "length": 5})
     write_json(reports / "gifs/index.json", index)
 
     effective = params.load(ROOT / "params.yaml", profile="debug").to_dict()
@@ -196,8 +199,54 @@ def test_the_report_holds_the_inputs_numbers(root):
         "git checkout 0123456789abcdef0123456789abcdef01234567",
         "train.steps 10000 400000",
         "shown 1.3 times as fast as played",
+        "as the model imagined it after so much of its training",
+        "Version 2 was champion when this model was registered as version 3. The gate has not judged yet",
+        "version 3, this one 62% [31% to 86%] 2,346 [1,987 to 2,712]",
+        "version 2, champion 25% [31% to 86%] 2,346 [1,987 to 2,712]",
+        ".venv/bin/mario promote 3",
+        ".venv/bin/mario play --web --model 3",
+        ".venv/bin/mario lineage 3 .venv/bin/mario reproduce 3",
+        "weights " + "3" * 64,
     ):
         assert words in page, words
+
+
+def verdict(root: Path, **changes: Any) -> None:
+    """What `mario promote 3` leaves for the report."""
+    results = {"challenger": result(6, 3161), "champion": result(1, 3161)}
+    known = {"version": "3", "champion": "2", "weights_sha256": {"challenger": "3" * 64}, "results": results}
+    known |= {"status": "PASS", "promoted": True, "kind": "promotion", "at": "2026-11-22T17:00:00+00:00"}
+    known |= {"reasons": ["clears 75% against <12%>"], "rule": {"confidence": 0.95}, "test": {"name": "McNemar"}}
+    write_json(root / "reports/promotion.json", {**known, **changes})
+
+
+def test_the_gate_s_verdict_comes_onto_the_page(root):
+    write_inputs(root)
+    verdict(root)
+    page = text_of(build())
+    for words in (
+        "PASS Version 3 became champion in place of version 2, 2026-11-22T17:00:00+00:00. clears 75% against <12%>",
+        "version 3, this one 75% [31% to 86%]",
+        "version 2, champion 12% [31% to 86%]",
+        "8 episodes each from the same starts",
+        "better with 95% confidence",
+    ):
+        assert words in page, words
+    assert "mario promote 3" not in page
+    verdict(root, status="FAIL", promoted=False)
+    assert "FAIL Version 3 was not promoted" in text_of(build())
+    verdict(root, status="FAIL", kind="forced")
+    assert "FAIL Version 3 became champion by force in place of version 2" in text_of(build())
+    verdict(root, status="ERROR", promoted=False, results={}, reasons=["its files are others"])
+    assert "ERROR Version 3 was not promoted in place of" not in (page := text_of(build()))
+    assert "its files are others" in page
+
+
+@pytest.mark.parametrize("changes", [{"version": "4"}, {"weights_sha256": {"challenger": "4" * 64}}])
+def test_a_verdict_on_another_model_is_not_shown(root, changes):
+    write_inputs(root)
+    verdict(root, **changes)
+    assert "The gate has not judged yet" in text_of(build())
 
 
 def test_the_page_loads_nothing_and_is_well_formed(root):
@@ -209,7 +258,7 @@ def test_the_page_loads_nothing_and_is_well_formed(root):
     assert [url for url in loads.urls if not url.startswith(("data:", "#"))] == []
     assert re.findall(r"url\((?!#)|@import|<script|<iframe|<object|<embed", page) == []
     assert len(loads.ids) == len(set(loads.ids)) > 20
-    assert len(loads.images) == 3
+    assert len(loads.images) == 4
     assert all(image["alt"] and image["width"] and image["height"] for image in loads.images)
     assert page.count('<svg role="img" aria-label="') == 18
     assert "&lt;script&gt;alert(" in page
@@ -317,7 +366,7 @@ def test_a_browser_without_a_network_shows_it_all_without_sideways_scrolling(roo
     title = re.search(r"<title>(.*?)</title>", found, flags=re.DOTALL)
     assert title, found[:500]
     seen = json.loads(html.unescape(title[1]))
-    assert seen["images"] == [256, 256, 256]
+    assert seen["images"] == [256, 256, 256, 256]
     assert seen["loaded"] == []
     assert seen["seen"] == width
     assert seen["needed"] <= width

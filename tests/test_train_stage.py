@@ -60,6 +60,7 @@ def tree(collected, tmp_path) -> Path:
 def train(tree: Path) -> subprocess.CompletedProcess[str]:
     done = run(tree, "python", "-m", "stages", "train")
     assert done.returncode == 0, done.stderr
+    assert "leaked" not in done.stderr
     return done
 
 
@@ -114,6 +115,9 @@ def test_what_training_leaves(straight):
     assert [int(row["frames"]) for row in evaluations] == [1200, 2400, 3000]
     chosen = max(evaluations, key=lambda row: float(row["eval_return"]))
     assert best["frames"] == int(chosen["frames"]) and best["score"] == pytest.approx(float(chosen["eval_return"]))
+    kept = [torch.load(path, weights_only=True) for path in sorted(straight.glob("checkpoints/snapshot-*.pt"))]
+    assert [each["frames"] for each in kept] == [512, 1136, 1756, 3000]  # 0, 25, 50 and 100% of 512 to 3000
+    assert not same(kept[0]["weights"], kept[1]["weights"]) and same(kept[3]["weights"], state["weights"])
     losses = rows(straight / "reports/training/losses.csv")
     assert [int(row["frames"]) for row in losses] == list(range(600, 3001, 100))
     assert all(float(row["model_loss"]) > 0 for row in losses[1:])
@@ -132,7 +136,7 @@ def test_interrupted_training_goes_on_and_ends_the_same(tree, straight, signum):
     process.send_signal(signum)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == (-signum if signum == signal.SIGKILL else 128 + signum), output
-    assert "Traceback" not in output
+    assert "Traceback" not in output and "leaked" not in output
     for out in OUTS:
         assert not list((tree / out).glob("**/*.pt")), "nothing half done is published"
     (work,) = tree.glob(".mario/progress/train-*")
@@ -140,6 +144,9 @@ def test_interrupted_training_goes_on_and_ends_the_same(tree, straight, signum):
     done = train(tree)
     assert "train: goes on at" in done.stdout
     assert same(weights(tree), weights(straight))
+    for snapshot in straight.glob("checkpoints/snapshot-*.pt"):
+        one, two = (torch.load(path / "checkpoints" / snapshot.name, weights_only=True) for path in (tree, straight))
+        assert one["frames"] == two["frames"] and same(one["weights"], two["weights"])
     for name in ("evaluations.csv", "episodes.csv"):
         clean = [{k: v for k, v in row.items() if k != "hours"} for row in rows(tree / "reports/training" / name)]
         assert clean == [

@@ -1,6 +1,8 @@
 """The training loop on a toy game of pixels: mastered, at the exact train ratio, and the same run when resumed or when
 nothing is done side by side."""
 
+import dataclasses
+import itertools
 import threading
 import time
 from pathlib import Path
@@ -31,11 +33,12 @@ def make_training(
     envs: int = ENVS,
     kind: type[Corridor] = Corridor,
     context: bool = True,
+    pretrain: int = 0,
     **changes,
 ) -> Training:
     torch.manual_seed(seed)
     agent = small_agent(**changes)
-    config = TrainingConfig(steps=1, envs=envs, batch_size=8, batch_length=batch_length, train_ratio=train_ratio)
+    config = TrainingConfig(1, envs, 8, batch_length, train_ratio, pretrain)
     rollout = Rollout([kind() for _ in range(envs)], agent.policy(), episode_seeds(seed, "train"))
     replay = Replay(ReplayConfig(100_000, 256, context, 0.0, 2000))
     streams = [f"env{i}" for i in range(envs)]
@@ -271,6 +274,33 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, cut: int, est
     assert first == second
     states_equal(straight.state_dict(), resumed.state_dict())
     assert held(straight.replay) == held(resumed.replay)
+
+
+def test_pretraining_takes_no_decision_and_goes_on_where_it_was(tmp_path: Path):
+    """Updates before the first decision are extra to what the ratio earns, and a checkpoint among them loses none."""
+    straight, resumed = make_training(batch_length=8, **TINY), make_training(seed=99, batch_length=8, **TINY)
+    for training in (straight, resumed):
+        training.config = dataclasses.replace(training.config, train_ratio=0.0)
+    for _ in straight.run(60):
+        pass
+    straight.config = resumed.config = dataclasses.replace(straight.config, train_ratio=16.0, pretrain=7)
+    ran = straight.run(straight.counters.decisions + 40)
+    first = [(progress.counters.decisions, len(progress.metrics)) for progress in itertools.islice(ran, 3)]
+    assert first == [(straight.counters.decisions, 1)] * 3
+    state = {**straight.state_dict(), "replay": straight.replay.state_dict(), "random": checkpoint.random_state()}
+    checkpoint.save(tmp_path / "cut.pt", state)
+    for _ in ran:
+        pass
+    assert straight.counters.updates == 7 + 40 * 16 // (8 * 8)
+
+    state = checkpoint.load(tmp_path / "cut.pt")
+    resumed.replay.load_state_dict(state["replay"])
+    resumed.load_state_dict(state)
+    resumed.rollout.seed_of = straight.rollout.seed_of
+    checkpoint.load_random_state(state["random"])
+    for _ in resumed.run(straight.counters.decisions):
+        pass
+    states_equal(straight.state_dict(), resumed.state_dict())
 
 
 def test_evaluation_between_rounds_changes_nothing():

@@ -1,0 +1,52 @@
+"""The model card: what a model is, what it can do, what it was made of, in Markdown."""
+
+from typing import Any
+
+
+def write(lineage: dict[str, Any], frames: int | None) -> str:
+    """From what `stages.lineage.collect` gives."""
+    trained, params, evaluation = lineage["trained"], lineage["params"], lineage["evaluation"]
+    env = params["env"]
+    rows = "\n".join(_row(mode, evaluation[mode]) for mode in ("sampled", "greedy"))
+    code = trained["commit"] or "unknown"
+    changed = ", with uncommitted changes" if trained["dirty"] else ""
+    data, machine = lineage["data"], lineage["hardware"]
+    return f"""# DreamerV3 plays Super Mario Bros, level {env["level"]}
+
+A world model with actor and critic, trained from pixels.
+Profile `{trained["profile"]}`, seed {trained["seed"]}{_after(frames)}.
+
+## Input and output
+64 x 64 RGB images (uint8) to one of seven joypad actions, a decision every {env["action_repeat"]} frames.
+It remembers what it saw, so frames come in order, and a new episode is announced.
+
+## Results
+{evaluation["sampled"]["episodes"]} episodes each, from starts that neither training nor the choice of the checkpoint
+used; 95% intervals.
+
+| play | clear rate | mean return | best x |
+| --- | --- | --- | --- |
+{rows}
+
+## Made of
+- code `{code}`{changed}
+- seed data `{data["seed_data_sha256"]}` (SHA-256), replay `{data["replay_md5"]}` (DVC)
+- ROM `{data["rom_sha256"]}` (SHA-256), which ships with gym-super-mario-bros
+- {machine["cpu"]}, {machine["gpu"] or "no GPU"}; torch {lineage["environment"]["versions"].get("torch")}
+
+## Limits
+It knows level {env["level"]} and what it met there. On other levels it mostly fails.
+Sampled play differs from episode to episode; greedy play repeats itself from the same start.
+"""
+
+
+def _row(mode: str, result: dict[str, Any]) -> str:
+    return (
+        f"| {mode} | {result['clear_rate']:.0%} [{result['clear_rate_low']:.0%}, {result['clear_rate_high']:.0%}] "
+        f"| {result['return_mean']:.0f} [{result['return_low']:.0f}, {result['return_high']:.0f}] "
+        f"| {result['best_x_max']} |"
+    )
+
+
+def _after(frames: int | None) -> str:
+    return f", after {frames:,} frames" if frames else ""

@@ -1,0 +1,88 @@
+"""`python -m stages evidence`: the README's learning curves and table, from the committed CSV files alone."""
+
+import re
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+
+from dreamer.config import ConfigError
+from stages.paths import ROOT
+
+CURVES = ROOT / "pretrained/curves"  # a directory for each training run, with its episodes.csv and evaluations.csv
+README, FIGURE = ROOT / "README.md", ROOT / "docs/learning.svg"
+BLOCK = re.compile(r"(?<=<!-- evidence -->\n).*?(?=<!-- /evidence -->)", re.DOTALL)
+FLAG = 3161  # best x of a cleared 1-1, in pixels
+WINDOW = 20  # training episodes in a running mean
+FRAMES = 4  # a decision
+STYLE = {"svg.hashsalt": "mario-dreamer", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+
+
+def read(directory: Path = CURVES) -> dict[str, pd.DataFrame]:
+    """The training episodes of each run, by its name.
+
+    Raises:
+        ConfigError: there is none
+    """
+    runs = {path.parent.name: pd.read_csv(path) for path in sorted(directory.glob("*/episodes.csv"))}
+    if not runs:
+        raise ConfigError(f"{directory}: holds no */episodes.csv; restore it (git checkout {directory})")
+    return runs
+
+
+def table(runs: dict[str, pd.DataFrame]) -> str:
+    """Markdown, a row a run."""
+    lines = [
+        "| run | decisions | hours | best x | first clear | cleared, last 50 episodes | mean return, last 50 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, episodes in runs.items():
+        end, last, clears = episodes.iloc[-1], episodes.tail(50), episodes[episodes.clear == 1]
+        first = "none"
+        if len(clears):
+            at = clears.iloc[0]
+            first = f"after {at.decisions:,} decisions, {at.hours * 60:.0f} minutes"
+        lines.append(
+            f"| {name} | {end.decisions:,} | {end.hours:.2f} | {episodes.best_x.max():,} | {first} "
+            f"| {last.clear.mean():.0%} | {last['return'].mean():,.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def figure(runs: dict[str, pd.DataFrame]) -> Figure:
+    """Clear rate, best x and return of the training episodes, against decisions (frames above) and against hours."""
+    drawn = Figure(figsize=(9, 7), layout="constrained")
+    axes = drawn.subplots(3, 2, sharex="col", sharey="row")
+    for name, episodes in runs.items():
+        smooth = episodes[["clear", "best_x", "return"]].rolling(WINDOW, min_periods=1).mean()
+        for column, clock in enumerate(("decisions", "hours")):
+            for row, value in enumerate(smooth.columns):
+                axes[row, column].plot(episodes[clock], smooth[value], lw=1.3, label=name)
+    for row, label in enumerate(("clear rate", "best x, pixels", "return")):
+        axes[row, 0].set_ylabel(label)
+    for ax in axes[1]:
+        ax.axhline(FLAG, color="0.6", lw=0.8, ls=":")
+    for ax in axes[0]:
+        ax.set_ylim(-0.02, 1.02)
+    for ax in axes.flat:
+        ax.grid(color="0.9", lw=0.6)
+    axes[2, 0].set_xlabel("decisions")
+    axes[2, 1].set_xlabel("hours of training")
+    above = axes[0, 0].secondary_xaxis("top", functions=(lambda x: x * FRAMES, lambda x: x / FRAMES))
+    above.set_xlabel("frames")
+    axes[0, 1].legend(frameon=False, loc="upper left")
+    drawn.suptitle(f"Training episodes, means of {WINDOW}", fontsize=10)
+    return drawn
+
+
+def main() -> None:
+    runs = read()
+    with matplotlib.rc_context(STYLE):
+        FIGURE.parent.mkdir(exist_ok=True)
+        figure(runs).savefig(FIGURE, metadata={"Date": None}, facecolor="white")
+    text = README.read_text()
+    if not BLOCK.search(text):
+        raise ConfigError(f"{README}: has no line '<!-- evidence -->' with '<!-- /evidence -->' below; restore it")
+    README.write_text(BLOCK.sub(lambda _: table(runs), text))
+    print(table(runs) + f"written to {README.name} and {FIGURE.relative_to(ROOT)}")
