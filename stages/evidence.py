@@ -42,9 +42,9 @@ def table(runs: dict[str, pd.DataFrame]) -> str:
         first = "none"
         if len(clears):
             at = clears.iloc[0]
-            first = f"after {at.decisions:,} decisions, {at.hours * 60:.0f} minutes"
+            first = f"after {int(at.decisions):,} decisions, {at.hours * 60:.0f} minutes"
         lines.append(
-            f"| {name} | {end.decisions:,} | {end.hours:.2f} | {episodes.best_x.max():,} | {first} "
+            f"| {name} | {int(end.decisions):,} | {end.hours:.2f} | {episodes.best_x.max():,} | {first} "
             f"| {last.clear.mean():.0%} | {last['return'].mean():,.0f} |"
         )
     return "\n".join(lines) + "\n"

@@ -203,7 +203,7 @@ def test_an_alias_that_somebody_moved_is_told_and_put_back(story):
 def test_a_tampered_artifact_is_an_error_that_is_logged_and_nobody_s_champion(tree, server, story, register):
     victim, here = register(RUN, 10.0), champion()
     source = Registry().version(victim).source.rpartition("/")[2]
-    (weights,) = server.folder.glob(f"artifacts/**/{source}/artifacts/artifacts/bundle/weights.safetensors")
+    (weights,) = server.folder.glob(f"**/{source}/**/weights.safetensors")
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
@@ -225,7 +225,7 @@ def test_an_earlier_champion_that_was_tampered_with_is_not_gone_back_to(server, 
         last = appointed(register(RUN, strength))
     before = Registry().terms()[-2].version
     source = Registry().version(before).source.rpartition("/")[2]
-    (config,) = server.folder.glob(f"artifacts/**/{source}/artifacts/artifacts/bundle/config.json")
+    (config,) = server.folder.glob(f"**/{source}/**/config.json")
     config.write_text(config.read_text().replace('"frames": 400', '"frames": 401'))
     with pytest.raises(UserError, match=f"not rolled back to version {before}: .*not those that were registered"):
         promote.rollback()

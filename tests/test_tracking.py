@@ -111,7 +111,9 @@ def test_stages_of_one_pipeline_share_a_parent_run(client, tree, monkeypatch):
         train.headline({"eval_return": 5.0}, 400)
     assert train.parent_run_id == collect.parent_run_id
     known = json.loads((tree / ".mario/pipeline_run.json").read_text())
-    assert known == {"key": "12-34.5", "parent_run_id": train.parent_run_id, "tracking_uri": train.uri}
+    experiment = client.get_experiment_by_name("mario-dreamer").experiment_id
+    named = {"experiment_id": experiment, "parent_run_id": train.parent_run_id, "tracking_uri": train.uri}
+    assert known == {"key": "12-34.5", **named}
 
     parent, child = client.get_run(train.parent_run_id), client.get_run(train.run_id)
     assert client.get_experiment(child.info.experiment_id).name == "mario-dreamer"

@@ -1,0 +1,45 @@
+"""The README's curves and table are those of the committed CSV files."""
+
+import pandas as pd
+import pytest
+
+from dreamer.config import ConfigError
+from stages import evidence
+
+
+def test_the_readme_says_what_the_files_say():
+    found = evidence.BLOCK.search(evidence.README.read_text())
+    assert found and found[0] == evidence.table(evidence.read())
+
+
+def test_the_table_counts_from_the_files(tmp_path):
+    run = tmp_path / "1-1 seed 3"
+    run.mkdir()
+    clear = [0] * 60 + [1] * 40
+    columns = {"frames": [400 * k for k in range(100)], "decisions": [100 * k for k in range(100)]}
+    columns |= {"hours": [k / 100 for k in range(100)], "best_x": [3161 if won else 700 for won in clear]}
+    pd.DataFrame(columns | {"return": [4000.0 if won else 600.0 for won in clear], "clear": clear}).to_csv(
+        run / "episodes.csv", index=False
+    )
+    *_, row = evidence.table(evidence.read(tmp_path)).strip().splitlines()
+    assert row == "| 1-1 seed 3 | 9,900 | 0.99 | 3,161 | after 6,000 decisions, 36 minutes | 80% | 3,320 |"
+
+
+def test_a_run_without_a_clear_and_no_run_at_all_say_so(tmp_path):
+    with pytest.raises(ConfigError, match=r"holds no \*/episodes.csv"):
+        evidence.read(tmp_path)
+    (tmp_path / "run").mkdir()
+    columns = {"frames": [400], "decisions": [100], "hours": [0.1], "best_x": [700], "return": [600.0], "clear": [0]}
+    pd.DataFrame(columns).to_csv(tmp_path / "run/episodes.csv", index=False)
+    assert "| none | 0% | 600 |" in evidence.table(evidence.read(tmp_path))
+
+
+def test_the_figure_has_a_line_a_run_in_each_of_six_charts():
+    runs = evidence.read()
+    drawn = evidence.figure(runs)
+    lines = [[line for line in ax.lines if len(line.get_xdata()) > 2] for ax in drawn.axes]
+    assert [len(of) for of in lines] == [len(runs)] * 6
+    first = next(iter(runs.values()))
+    assert list(lines[0][0].get_xdata()) == list(first.decisions) and lines[4][0].get_ydata()[-1] == pytest.approx(
+        first["return"].tail(evidence.WINDOW).mean()
+    )
