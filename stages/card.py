@@ -21,8 +21,8 @@ Profile `{trained["profile"]}`, seed {trained["seed"]}{_after(frames)}.
 It remembers what it saw, so frames come in order, and a new episode is announced.
 
 ## Results
-{evaluation["sampled"]["episodes"]} episodes each, from starts that neither training nor the choice of the checkpoint
-used; 95% intervals.
+{evaluation["sampled"]["episodes"]} episodes each, with seeds that neither training nor the choice of the checkpoint
+used; 95% intervals. A start is 0 to {env["noop_max"]} frames without a button, so training has met each of these.
 
 | play | clear rate | mean return | best x |
 | --- | --- | --- | --- |
