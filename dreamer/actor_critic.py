@@ -43,8 +43,9 @@ class ActorCritic(nn.Module):
     def policy(self, state: State) -> OneHot:
         return OneHot(self.actor(state), self.unimix)
 
-    def _value(self, critic: MLP, state: State) -> TwoHot:
-        return TwoHot(critic(state), self.buckets)
+    def value(self, state: State) -> TwoHot:
+        """The critic's prediction of the return from there."""
+        return TwoHot(self.critic(state), self.buckets)
 
     def imagine(
         self, rssm: RSSM, start: State, uniform_action: Tensor, uniform_state: Tensor, constant: bool
@@ -87,13 +88,13 @@ class ActorCritic(nn.Module):
             reward = world_model.reward(trajectory.map(lambda part: part[1:])).mean()
             discount = self.config.discount * torch.sigmoid(world_model.continue_logit(trajectory))
         states = trajectory.map(lambda part: part[:-1]).detach()
-        prediction = self._value(self.critic, states)
+        prediction = self.value(states)
         if constant:
             value = prediction.mean().detach()
             with torch.no_grad():
-                bootstrap = self._value(self.critic, trajectory.map(lambda part: part[-1])).mean()
+                bootstrap = self.value(trajectory.map(lambda part: part[-1])).mean()
         else:
-            *value, bootstrap = self._value(self.critic, trajectory).mean().unbind()
+            *value, bootstrap = self.value(trajectory).mean().unbind()
             value = torch.stack(value)
         returns = lambda_return(reward, value, discount[1:], bootstrap, self.config.discount_lambda)
         weights = discount_weights(discount.detach())[:-1]
@@ -151,7 +152,7 @@ class ActorCritic(nn.Module):
         loss = -dream.prediction.log_prob(dream.returns.detach())
         if self.config.slow_target:
             with torch.no_grad():
-                slow = self._value(self.slow_critic, dream.states).mean()
+                slow = TwoHot(self.slow_critic(dream.states), self.buckets).mean()
             loss = loss - dream.prediction.log_prob(slow)
         return (dream.weights * loss).mean()
 

@@ -6,12 +6,13 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from agents import CPU
+from agents import CPU, small_agent
 from live import config, open_session, save_agents
 
 from dreamer.checkpoint import CheckpointError, load_agent
 from dreamer.config import ConfigError
 from dreamer.mario import make_env
+from dreamer.networks import State
 from dreamer.rollout import play_episodes
 from stages.live.errors import LiveError
 from stages.live.hands import NAMES, Hands, action_of
@@ -217,3 +218,22 @@ def test_messages_come_back_as_they_were():
     assert again.keys() == pictures.keys()
     for name, picture in pictures.items():
         np.testing.assert_array_equal(again[name], picture)
+
+
+@pytest.mark.parametrize("buckets", ["symlog", "symexp"])
+def test_the_value_shown_is_in_the_game_s_units_however_it_is_stored(buckets):
+    agent = small_agent(model={"buckets": buckets})
+    critic = agent.actor_critic.critic
+    with torch.no_grad():
+        critic.output.weight.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(1)
+    state = State(torch.randint(8, (3, 8), generator=generator), torch.randn(3, 64, generator=generator))
+    shown = Mind(agent, 0).think(state).value
+    with torch.no_grad():
+        probs = torch.softmax(critic(state).double(), -1).numpy()
+    edge = {"symlog": 20, "symexp": 10}[buckets]
+    places = np.linspace(-edge, edge, 255)
+    symexp = lambda x: np.sign(x) * np.expm1(np.abs(x))  # noqa: E731
+    expected = symexp(probs @ places) if buckets == "symlog" else probs @ symexp(places)
+    np.testing.assert_allclose(shown, expected, rtol=1e-3, atol=1e-3)
+    assert np.abs(expected).max() > 0.1

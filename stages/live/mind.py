@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from dreamer.agent import Agent
-from dreamer.distributions import TwoHot
 from dreamer.networks import State
 from dreamer.world_model import to_image
 
@@ -41,7 +40,7 @@ class Mind:
             found = (
                 to_image(model.decoder(states)),
                 behavior.policy(states).probs,
-                TwoHot(behavior.critic(states)).mean(),
+                behavior.value(states).mean(),
                 model.reward(states).mean(),
                 torch.sigmoid(model.continue_logit(states)),
             )
