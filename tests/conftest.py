@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+# A shell's background job ignores Ctrl-C, and so would every process that a test starts in order to interrupt it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # Before torch is loaded: threads that wait for each other must not spin while something else wants the core.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
