@@ -3,13 +3,16 @@
 import subprocess
 from pathlib import Path
 
+# What the pipeline writes itself and is committed; the same in stages/git.py, a test compares.
+OWN = ("--", ".", ":(exclude)dvc.lock", ":(exclude)reports/promotion.json")
+
 
 def state() -> tuple[str, bool] | None:
-    """Commit, and whether the files differ from it (dvc.lock aside, which the pipeline writes). None without git."""
+    """Commit, and whether the files differ from it, as `stages.git.state` counts. None without git."""
     if not Path(".git").exists():
         return None
     try:
-        return _git("rev-parse", "HEAD"), bool(_git("status", "--porcelain", "--", ".", ":(exclude)dvc.lock"))
+        return _git("rev-parse", "HEAD"), bool(_git("status", "--porcelain", *OWN))
     except (OSError, subprocess.CalledProcessError):
         return None
 

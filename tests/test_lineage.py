@@ -6,7 +6,7 @@ import pytest
 import yaml
 from clones import ROOT, copy, run
 
-from pipeline import lineage
+from pipeline import lineage, revision
 from pipeline.errors import UserError
 from stages import lineage as collected
 from stages import params, paths
@@ -92,9 +92,12 @@ def test_the_files_that_differ_are_named(tmp_path, monkeypatch):
     for command in ("git init -q .", "git add -A", "git commit -q -m state"):
         assert run(tree, *command.split()).returncode == 0
     monkeypatch.setattr(paths, "ROOT", tree)
+    monkeypatch.chdir(tree)
     (tree / "dvc.lock").write_text("")
     (tree / "reports/promotion.json").write_text('{"status": "PASS"}')
     assert (collected.git.state()[1], collected.git.changes()) == (False, [])
+    assert revision.state() == collected.git.state()  # what a container is told is what a process finds
     (tree / "params.yaml").write_text("{}")
     (tree / "stages/new.py").write_text("")
     assert (collected.git.state()[1], collected.git.changes()) == (True, ["params.yaml", "stages/new.py"])
+    assert revision.state() == collected.git.state()
