@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,12 @@ TINY = """
     evaluate: {episodes: 2}
     render: {sequences: 1, fps: 10}
 """
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def copy(target: Path) -> Path:

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from clones import free_port
 
 # A shell's background job ignores Ctrl-C, and so would every process that a test starts in order to interrupt it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -55,9 +55,7 @@ def build(*arguments: str) -> str:
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory) -> Iterator[dict[str, str]]:
     """A Prefect server of its own; the environment by which commands find it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     home = tmp_path_factory.mktemp("prefect")
     url = f"http://127.0.0.1:{port}/api"
     env = {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "true"}
@@ -75,3 +73,22 @@ def prefect_server(tmp_path_factory) -> Iterator[dict[str, str]]:
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(60)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory) -> Path:
+    """A directory with two small agents, one.pt and two.pt."""
+    from live import save_agents  # late: most tests have no use for torch
+
+    return save_agents(tmp_path_factory.mktemp("checkpoints"))
+
+
+@pytest.fixture
+def served(checkpoints) -> Iterator:
+    """A live session of one.pt, served in this process."""
+    from live import Served, open_session
+
+    with open_session(checkpoints, time_limit=2000) as session:
+        served = Served(session)
+        yield served
+        served.stop()

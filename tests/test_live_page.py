@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from live import Served, open_session, save_agents
+from live import Served
 from PIL import Image
 
 from stages.live.hands import NAMES
@@ -15,19 +15,6 @@ from stages.live.views import view
 
 CHROMIUM = Path("/usr/bin/chromium")
 PATIENCE = 60_000  # milliseconds, on a busy machine
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
-    return save_agents(tmp_path_factory.mktemp("checkpoints"))
-
-
-@pytest.fixture
-def served(checkpoints):
-    with open_session(checkpoints, time_limit=2000) as session:
-        served = Served(session)
-        yield served
-        served.stop()
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from agents import CPU
 from clones import copy
-from live import ROOT, Served, open_session, save_agents, say, until, views
+from live import ROOT, say, until, views
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
@@ -21,19 +21,6 @@ from dreamer.checkpoint import load_agent
 from stages import bundle, params, paths, play, tracking
 from stages.live import models, server
 from stages.live.errors import LiveError
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
-    return save_agents(tmp_path_factory.mktemp("checkpoints"))
-
-
-@pytest.fixture
-def served(checkpoints):
-    with open_session(checkpoints, time_limit=2000) as session:
-        served = Served(session)
-        yield served
-        served.stop()
 
 
 def test_the_game_waits_for_a_page_that_does_not_draw(served):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from agents import CPU, small_agent
-from live import config, open_session, save_agents
+from live import config, open_session
 
 from dreamer.checkpoint import CheckpointError, load_agent
 from dreamer.config import ConfigError
@@ -20,11 +20,6 @@ from stages.live.messages import pack, unpack
 from stages.live.mind import Mind
 from stages.live.session import AHEAD
 from stages.live.views import view
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
-    return save_agents(tmp_path_factory.mktemp("checkpoints"))
 
 
 @pytest.fixture

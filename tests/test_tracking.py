@@ -4,7 +4,6 @@ import json
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clones import free_port
 
 from stages import gif, git, outbox, params, paths, record, tracking
 from stages.tracking import TrackingError
@@ -45,12 +45,6 @@ def tree(tmp_path, monkeypatch) -> Path:
 def client(tree, database, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
     return mlflow.MlflowClient(database)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Server:
