@@ -239,6 +239,19 @@ class ReplayConfig(Config):
 
 
 @dataclass(frozen=True)
+class ArchiveConfig(Config):
+    """Episodes that begin where earlier ones have been (`dreamer.archive`), while collecting and training alone."""
+
+    share: float  # of the episodes; 0: all begin at the level's start
+    cell: int  # pixels of a place
+    kept: int  # ways to get there, the newest, of each place
+
+    def problems(self):
+        yield from outside(self, 0, 1, "share")
+        yield from below(self, 1, "cell", "kept")
+
+
+@dataclass(frozen=True)
 class TrainingConfig(Config):
     """The loop of collecting and updating. Steps are emulator frames."""
 

@@ -131,8 +131,8 @@ class MarioEnv(gymnasium.Env):
     Observation: (64, 64, 3) uint8, the maximum of the decision's last two frames. Reward, end of episode and starts are
     as `EnvConfig` says: death and flag terminate, the time limit and a stall truncate.
 
-    `info` of every step: `x` and `best_x` in pixels, `clock` in the game's ticks, `clear`, and `outcome`: None, "flag",
-    "death", "time limit" or "stall".
+    `info` of every step: `decisions` so far, `x` and `best_x` in pixels, `clock` in the game's ticks, `clear`, and
+    `outcome`: None, "flag", "death", "time limit" or "stall".
     """
 
     metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": FRAMES_PER_SECOND}
@@ -149,7 +149,8 @@ class MarioEnv(gymnasium.Env):
         self._noops, self._history = 0, []
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start of the level after 0 to `noop_max` no-op frames, drawn from `seed` or given as `options["noops"]`."""
+        """Start of the level after 0 to `noop_max` no-op frames, drawn from `seed` or given as `options["noops"]`; then
+        `options["actions"]`, as if they had been stepped. `state_dict` gives such options."""
         super().reset(seed=seed)
         drawn = int(self.np_random.integers(self.config.noop_max + 1))
         self._noops, self._history = (options or {}).get("noops", drawn), []
@@ -159,7 +160,10 @@ class MarioEnv(gymnasium.Env):
             self._camera.keep()
             self._game.advance(0)
         self._best_x, self._since_best, self._clock = self._game._x_position, 0, self._game._time
-        return self._camera.picture(), self._info(None)
+        picture, info = self._camera.picture(), self._info(None)
+        for action in (options or {}).get("actions", ()):
+            picture, _, _, _, info = self.step(action)
+        return picture, info
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         self._history.append(int(action))
@@ -196,9 +200,7 @@ class MarioEnv(gymnasium.Env):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Plays the episode again up to where `state_dict` was taken (about 150 decisions a second)."""
-        self.reset(options={"noops": state["noops"]})
-        for action in state["actions"]:
-            self.step(action)
+        self.reset(options=state)
 
     def snapshot(self) -> tuple[Any, ...]:
         """The game as it is now, for `restore` of this same environment: at once, where `load_state_dict` plays again.
@@ -216,6 +218,7 @@ class MarioEnv(gymnasium.Env):
 
     def _info(self, outcome: str | None) -> dict[str, Any]:
         return {
+            "decisions": len(self._history),
             "x": self._game._x_position,
             "best_x": self._best_x,
             "clock": self._clock,

@@ -130,8 +130,11 @@ class Chunk:
 
 
 def digest(directory: Path) -> str:
-    """Of all chunks in a directory: SHA-256 of their names, each of which carries its content's."""
-    return hashlib.sha256("\n".join(sorted(path.name for path in directory.glob("*.npz"))).encode()).hexdigest()
+    """Of the data in a directory: SHA-256 over the names of its chunks, each of which carries its content's, and over
+    the content of what else there is."""
+    names = sorted(path.name for path in directory.glob("*.npz"))
+    others = [path.read_text() for path in sorted(directory.glob("*.json"))]
+    return hashlib.sha256("\n".join(names + others).encode()).hexdigest()
 
 
 def _draw(spans: Sequence[tuple[str, int, int]], n: int, rng: np.random.Generator) -> list[tuple[str, int]]:
@@ -306,7 +309,7 @@ class Replay:
         Raises:
             ChunkError: a file is damaged or no chunk, or there is none
         """
-        paths = sorted(path for path in directory.glob("*") if path.name != ".gitignore")
+        paths = sorted(path for path in directory.glob("*") if path.name != ".gitignore" and path.suffix != ".json")
         if not paths:
             raise ChunkError(f"{directory}: holds no replay chunks; make them (dvc repro) or fetch them (dvc pull)")
         self._read(paths)

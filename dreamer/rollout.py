@@ -20,6 +20,8 @@ from typing import Any, Protocol
 import gymnasium
 import numpy as np
 
+from dreamer.archive import Archive
+
 NO_ACTION = -1  # the action of a first step
 
 
@@ -95,6 +97,12 @@ class Episode:
     total_reward: float
     decisions: int
     info: dict[str, Any]
+    options: dict[str, Any]  # of the reset; empty: from the start, which `seed` draws
+
+    @property
+    def replayed(self) -> int:
+        """Decisions of another episode that led to where this one began; 0: it began at the start."""
+        return len(self.options.get("actions", ()))
 
 
 class Rollout:
@@ -102,10 +110,17 @@ class Rollout:
 
     Args:
         seed_of: the seed of the k-th episode begun, k from 0; None ends: an environment that gets it stays idle.
+        archive: where episodes may begin; absent: at the start, all of them
     """
 
-    def __init__(self, envs: Sequence[gymnasium.Env], policy: Policy, seed_of: Callable[[int], int | None]):
-        self.envs, self.policy, self.seed_of = list(envs), policy, seed_of
+    def __init__(
+        self,
+        envs: Sequence[gymnasium.Env],
+        policy: Policy,
+        seed_of: Callable[[int], int | None],
+        archive: Archive | None = None,
+    ):
+        self.envs, self.policy, self.seed_of, self.archive = list(envs), policy, seed_of, archive
         self.begun = 0  # episodes
         self._threads = ThreadPoolExecutor(len(self.envs), thread_name_prefix="env")
         self._now: Steps | None = None
@@ -145,7 +160,8 @@ class Rollout:
         for i in np.flatnonzero(starting):
             seed = self.seed_of(self.begun)
             self.begun += seed is not None
-            self.running[i] = None if seed is None else Episode(seed, 0.0, 0, {})
+            options = self.archive.draw(seed) if self.archive and seed is not None else {}
+            self.running[i] = None if seed is None else Episode(seed, 0.0, 0, {}, options)
         taken = int((~starting & ~self.idle).sum())
         self._flying = [
             self._threads.submit(self._advance, *of_one)
@@ -158,6 +174,9 @@ class Rollout:
         flying, self._flying = self._flying, []
         for future in flying:
             future.result()
+        if self.archive:
+            for i in np.flatnonzero(~self.idle):
+                self.archive.see(int(i), self._now.is_first[i], self.running[i].info, self.envs[i].state_dict)
         return self._now, [self.running[i] for i in np.flatnonzero(self._now.is_last)]
 
     def _advance(self, i: int, action: int, start: bool) -> None:
@@ -166,7 +185,7 @@ class Rollout:
             now.is_first[i], now.is_last[i], now.is_terminal[i], now.reward[i] = False, False, False, 0.0
             return
         if start:
-            obs, episode.info = env.reset(seed=episode.seed)
+            obs, episode.info = env.reset(seed=episode.seed, options=episode.options)
             action, reward, terminated, truncated = NO_ACTION, 0.0, False, False
         else:
             obs, reward, terminated, truncated, episode.info = env.step(action)
@@ -183,6 +202,7 @@ class Rollout:
             "running": [episode and asdict(episode) for episode in self.running],
             "envs": [env.state_dict() for env in self.envs],
             "policy": self.policy.state_dict(),
+            "archive": self.archive and self.archive.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -191,6 +211,8 @@ class Rollout:
         self.running = [episode and Episode(**episode) for episode in state["running"]]
         list(self._threads.map(lambda env, past: env.load_state_dict(past), self.envs, state["envs"]))
         self.policy.load_state_dict(state["policy"])
+        if self.archive:
+            self.archive.load_state_dict(state["archive"])
 
     def stop(self) -> None:
         """Ends the threads; the environments stay open."""

@@ -213,7 +213,7 @@ def training_charts(
     actions: int,
     flag_x: float | None,
 ) -> dict[str, list[Chart]]:
-    """All panels of the report by their heading."""
+    """All panels of the report by their heading. `episodes`: those of training that began at the level's start."""
     pace = pd.concat([table[["frames", "hours"]] for table in (losses, evaluations, episodes)]).sort_values("frames")
     clock = Clock(params["env"]["action_repeat"], pace["frames"].to_numpy(float), pace["hours"].to_numpy(float))
     recent = pd.DataFrame(
@@ -263,7 +263,7 @@ def training_charts(
                 "Training episodes: return",
                 {"return": "median"},
                 dots=(episodes, "return", "episodes"),
-                note="Every episode played while training, and the median of the last 20.",
+                note="Every episode that training began at the level's start, and the median of the last 20.",
             ),
             episode(
                 "Training episodes: farthest x",

@@ -2,12 +2,13 @@
 
 from tqdm import tqdm
 
+from dreamer.archive import Archive
 from dreamer.mario import make_env
 from dreamer.replay import Replay, digest
 from dreamer.rollout import RandomPolicy, Rollout, episode_seeds
 from stages import tracking
 from stages.params import load
-from stages.paths import SEED_DATA
+from stages.paths import ARCHIVE, SEED_DATA
 
 
 def main() -> None:
@@ -17,7 +18,8 @@ def main() -> None:
         replay, episodes = Replay(params.replay), []
         policy = RandomPolicy(params.collect.probabilities, params.seed)
         envs = [make_env(params.env) for _ in range(params.collect.envs)]
-        rollout = Rollout(envs, policy, episode_seeds(params.seed, "collect"))
+        archive = Archive(params.archive) if params.archive.share else None
+        rollout = Rollout(envs, policy, episode_seeds(params.seed, "collect"), archive)
         streams = [f"seed{i}" for i in range(len(envs))]
         decisions, target = 0, params.collect.steps // params.env.action_repeat
         with tqdm(total=target, desc="collect", unit="decision", mininterval=1) as bar:
@@ -32,15 +34,19 @@ def main() -> None:
         rollout.stop()
         replay.save(SEED_DATA, partial=True)
         replay.prune(SEED_DATA)
+        (SEED_DATA / ARCHIVE).unlink(missing_ok=True)
+        if archive:
+            archive.save(SEED_DATA / ARCHIVE)
         frames = decisions * params.env.action_repeat
         run.tags({"data_sha256": digest(SEED_DATA)})
-        if episodes:
-            returns = [episode.total_reward for episode in episodes]
+        if played := [episode for episode in episodes if not episode.replayed]:
+            returns = [episode.total_reward for episode in played]
             run.metrics(
                 {
                     "collect_episodes": len(episodes),
                     "collect_return": sum(returns) / len(returns),
-                    "collect_best_x": max(episode.info["best_x"] for episode in episodes),
+                    "collect_best_x": max(episode.info["best_x"] for episode in played),
+                    "collect_farthest_x": max(episode.info["best_x"] for episode in episodes),
                 },
                 frames,
             )

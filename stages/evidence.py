@@ -20,12 +20,14 @@ STYLE = {"svg.hashsalt": "mario-dreamer", "font.size": 9, "axes.spines.top": Fal
 
 
 def read(directory: Path = CURVES) -> dict[str, pd.DataFrame]:
-    """The training episodes of each run, by its name.
+    """The training episodes of each run that began at the level's start, by the run's name.
 
     Raises:
         ConfigError: there is none
     """
-    runs = {path.parent.name: pd.read_csv(path) for path in sorted(directory.glob("*/episodes.csv"))}
+    runs = {
+        path.parent.name: pd.read_csv(path).query("replayed == 0") for path in sorted(directory.glob("*/episodes.csv"))
+    }
     if not runs:
         raise ConfigError(f"{directory}: holds no */episodes.csv; restore it (git checkout {directory})")
     return runs

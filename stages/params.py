@@ -8,6 +8,7 @@ import yaml
 
 from dreamer.config import (
     AgentConfig,
+    ArchiveConfig,
     BehaviorConfig,
     ComputeConfig,
     Config,
@@ -103,6 +104,7 @@ class Params(Config):
     seed: int
     env: EnvConfig
     collect: CollectParams
+    archive: ArchiveConfig
     replay: ReplayConfig
     model: ModelConfig
     losses: LossConfig

@@ -4,6 +4,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]  # for what is written wherever the working directory is
 
+ARCHIVE = "archive.json"  # in the seed data: where its episodes have been
 SEED_DATA = Path("data/seed")
 REPLAY = Path("data/replay")
 

@@ -170,8 +170,11 @@ def contents() -> dict[str, Any]:
     env = effective["env"]
     flag_x = flag_position(env["level"], episodes)
     modes = {mode: evaluation[mode] for mode in ("sampled", "greedy")}
-    curves = [read_csv(TRAINING / f"{name}.csv") for name in ("losses", "evaluations", "episodes")]
-    charts = training_charts(*curves, effective, len(ACTIONS), flag_x)
+    losses, evaluations, trained = (
+        read_csv(TRAINING / f"{name}.csv") for name in ("losses", "evaluations", "episodes")
+    )
+    trained = trained[trained["replayed"] == 0]
+    charts = training_charts(losses, evaluations, trained, effective, len(ACTIONS), flag_x)
     pictures = [picture(GIFS / entry["file"], entry) for entry in read_json(GIFS / "index.json")]
     return {
         "level": env["level"],

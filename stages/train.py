@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from dreamer import checkpoint
 from dreamer.agent import Agent
+from dreamer.archive import Archive
 from dreamer.mario import ACTIONS, make_env, rom_sha256
 from dreamer.replay import Replay, digest
 from dreamer.rollout import Episode, Rollout, Steps, episode_seeds, play_episodes
@@ -23,7 +24,7 @@ from stages.curves import Curve
 from stages.digest import dvc_md5
 from stages.interrupt import Interrupt, graceful
 from stages.params import Params, load
-from stages.paths import CHECKPOINTS, REPLAY, SEED_DATA, SNAPSHOTS, TRAINING
+from stages.paths import ARCHIVE, CHECKPOINTS, REPLAY, SEED_DATA, SNAPSHOTS, TRAINING
 from stages.progress import Progress as Work
 from stages.progress import fingerprint, publish
 from stages.watch import Watch
@@ -51,10 +52,13 @@ class Session:
         self.replay.load(SEED_DATA)
         envs = [make_env(params.env) for _ in range(params.train.envs)]
         self.agent = Agent(params.agent, params.compute, len(ACTIONS))
+        self.archive = Archive(params.archive) if params.archive.share else None
+        if self.archive and (SEED_DATA / ARCHIVE).exists():
+            self.archive.load(SEED_DATA / ARCHIVE)
         self.training = Training(
             self.agent,
             self.replay,
-            Rollout(envs, self.agent.policy(), episode_seeds(params.seed, "train")),
+            Rollout(envs, self.agent.policy(), episode_seeds(params.seed, "train"), self.archive),
             params.train,
             [f"train{i}" for i in range(len(envs))],
             np.random.default_rng(np.random.SeedSequence([params.seed, 1])),
@@ -65,7 +69,7 @@ class Session:
         self.evaluations = Curve(work.path / "evaluations.csv", (*CLOCK, *EVALUATION, "best"))
         self.episodes = Curve(
             work.path / "episodes.csv",
-            ("decisions", "hours", "seed", "return", "best_x", "clear", "outcome", "length"),
+            ("decisions", "hours", "seed", "replayed", "return", "best_x", "clear", "outcome", "length"),
         )
         self.seeded = self.frames
         self.snapshots: list[int] = []  # those of QUARTERS that are kept
@@ -107,6 +111,7 @@ class Session:
                 {
                     **{key: clock[key] for key in ("frames", "decisions", "hours")},
                     "seed": episode.seed,
+                    "replayed": episode.replayed,
                     "return": episode.total_reward,
                     "best_x": best_x,
                     "clear": int(episode.info["clear"]),
@@ -114,8 +119,9 @@ class Session:
                     "length": episode.decisions,
                 }
             )
-            self.run.metrics({"episode_return": episode.total_reward, "episode_best_x": best_x}, self.frames)
-        self.watch.episodes += progress.episodes
+            if not episode.replayed:  # no credit for what an earlier episode did
+                self.run.metrics({"episode_return": episode.total_reward, "episode_best_x": best_x}, self.frames)
+                self.watch.episodes.append(episode)
         self._window += progress.metrics
 
     def _means(self) -> dict[str, float]:

@@ -18,9 +18,10 @@ def test_the_table_counts_from_the_files(tmp_path):
     clear = [0] * 60 + [1] * 40
     columns = {"frames": [400 * k for k in range(100)], "decisions": [100 * k for k in range(100)]}
     columns |= {"hours": [k / 100 for k in range(100)], "best_x": [3161 if won else 700 for won in clear]}
-    pd.DataFrame(columns | {"return": [4000.0 if won else 600.0 for won in clear], "clear": clear}).to_csv(
-        run / "episodes.csv", index=False
-    )
+    columns |= {"return": [4000.0 if won else 600.0 for won in clear], "clear": clear, "replayed": [0] * 100}
+    played = pd.DataFrame(columns)
+    begun_later = played.head(50).assign(replayed=200, clear=1, best_x=3200, **{"return": 1500.0})
+    pd.concat([played, begun_later]).sort_values("decisions").to_csv(run / "episodes.csv", index=False)
     *_, row = evidence.table(evidence.read(tmp_path)).strip().splitlines()
     assert row == "| 1-1 seed 3 | 9,900 | 0.99 | 3,161 | after 6,000 decisions, 36 minutes | 80% | 3,320 |"
 
@@ -30,7 +31,7 @@ def test_a_run_without_a_clear_and_no_run_at_all_say_so(tmp_path):
         evidence.read(tmp_path)
     (tmp_path / "run").mkdir()
     columns = {"frames": [400], "decisions": [100], "hours": [0.1], "best_x": [700], "return": [600.0], "clear": [0]}
-    pd.DataFrame(columns).to_csv(tmp_path / "run/episodes.csv", index=False)
+    pd.DataFrame(columns | {"replayed": [0]}).to_csv(tmp_path / "run/episodes.csv", index=False)
     assert "| none | 0% | 600 |" in evidence.table(evidence.read(tmp_path))
 
 

@@ -73,8 +73,8 @@ def write_inputs(root: Path, clears: int = 5, rows: int = 6) -> None:
     evaluations = [(*now, 500 + 50 * k, 300, 900, 700 + k, 0.1, 200, k % 2) for k, now in enumerate(clock)]
     names = ("frames", "decisions", "updates", "hours", *EVALUATIONS)
     write_csv(reports / "training/evaluations.csv", names, evaluations)
-    played = [(now[0], now[1], now[3], k, 400.5, 500 + k, 0, "death", 99) for k, now in enumerate(clock)]
-    names = ("frames", "decisions", "hours", "seed", "return", "best_x", "clear", "outcome", "length")
+    played = [(now[0], now[1], now[3], k, 0, 400.5, 500 + k, 0, "death", 99) for k, now in enumerate(clock)]
+    names = ("frames", "decisions", "hours", "seed", "replayed", "return", "best_x", "clear", "outcome", "length")
     write_csv(reports / "training/episodes.csv", names, played)
     counts = {"frames": 9876, "decisions": 2469, "updates": 321, "episodes": 17, "hours": 0.25}
     speed = {"best_return": 987.0, "best_frames": 8000, "frames_per_second": 21.3, "updates_per_second": 1.37}
