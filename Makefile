@@ -14,7 +14,7 @@ export DVC_STUDIO_OFFLINE := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help setup demo test bench lint lock clean
+.PHONY: help setup play demo test bench lint lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ $(STAMP): requirements.lock pyproject.toml
 scm: | $(STAMP)
 	@if [ -e .git ]; then grep -qs no_scm .dvc/config.local && $(BIN)/dvc config --local --unset core.no_scm || true; \
 	else $(BIN)/dvc config --local core.no_scm true; fi
+
+play: setup  ## watch the agent that ships with the repository, with its dream beside it, in a browser
+	@$(BIN)/mario play --model pretrained --web --open
 
 demo: setup  ## the whole pipeline on the CPU in a few minutes, then where to look
 	@$(BIN)/mario demo

@@ -145,8 +145,11 @@ class ModelConfig(Config):
     buckets: Literal["symlog", "symexp"]  # how rewards and values are averaged (`dreamer.distributions.TwoHot`)
     initial: Literal["learned", "zero"]  # the RSSM's state at the start of an episode
     unimix_ratio: float  # share of the uniform distribution in latents and policy
+    posterior_scale: float  # of the posterior's first logits
 
     def problems(self):
+        if self.posterior_scale <= 0:
+            yield "posterior_scale", f"must be positive, is {self.posterior_scale}"
         yield from below(self, 1, "deter", "stoch", "hidden", "depth", "units", "layers")
         yield from below(self, 2, "classes")
         yield from outside(self, 0, 1, "unimix_ratio")

@@ -58,6 +58,9 @@ class RSSM(nn.Module):
         for half in (self.post_deter, self.post_embed):
             joint = (half.in_features + half.out_features) / (config.deter + embed + config.hidden)
             init_weights(half, joint)
+        # Sharp from the start, z is a hash of what the encoder sees, which the decoder can learn to read at once; else
+        # each has to wait for the other.
+        init_weights(self.post_out, config.posterior_scale**2)
         if config.initial == "learned":
             self.initial_deter = nn.Parameter(torch.zeros(config.deter))
         else:

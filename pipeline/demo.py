@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline import graph
+from pipeline import graph, shipped
 from pipeline.errors import UserError
 
 PARAMS, LOCK, REPORT, EVALUATION = (
@@ -29,6 +29,7 @@ def run() -> int:
     """
     graph.load()
     choose_debug()
+    shipped.enroll()
     before = LOCK.read_bytes() if LOCK.exists() else None
     code = dvc("--wait-for-lock", "repro")
     if code:
@@ -84,5 +85,6 @@ def where() -> str:
         f"report       {REPORT}  {REPORT.resolve().as_uri()}\n"
         f"MLflow       {tools}/mario ui\n"
         f"TensorBoard  {tools}/tensorboard --logdir .mario/tensorboard\n"
-        f"play         {tools}/mario play"
+        f"play         {tools}/mario play\n"
+        f"champion     {tools}/mario play --model champion --web"
     )

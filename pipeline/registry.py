@@ -33,7 +33,7 @@ class Term:
 
     number: int
     version: str
-    kind: str  # promotion, forced, rollback
+    kind: str  # promotion, forced, rollback, shipped
     at: str  # UTC, ISO 8601
     by: str
     reason: str

@@ -10,7 +10,20 @@ from pathlib import Path
 
 from stages.allocator import keep_freed_memory
 
-SCRIPTS = ("collect", "train", "evaluate", "render", "report", "play", "compare", "verify", "bench", "evidence")
+SCRIPTS = (
+    "collect",
+    "train",
+    "evaluate",
+    "render",
+    "report",
+    "play",
+    "compare",
+    "verify",
+    "bench",
+    "evidence",
+    "export",
+    "enroll",
+)
 
 # By name: importing their modules to compare types would load torch before an error in params.yaml is told.
 TOLD = {

@@ -3,6 +3,7 @@
 import csv
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from dreamer.agent import Agent
 from dreamer.checkpoint import build_agent
 from dreamer.checkpoint import load as load_checkpoint
 from dreamer.mario import make_env
@@ -20,6 +22,7 @@ from stages.interval import bootstrap_mean, wilson
 from stages.params import load
 from stages.paths import ACTIONS, BEST, EPISODES, EVALUATION, MODEL, PROVENANCE, REPORTS
 
+MODES = ("sampled", "greedy")
 COLUMNS = ("mode", "episode", "seed", "noops", "return", "best_x", "clear", "outcome", "length")
 
 
@@ -45,6 +48,27 @@ def summarize(episodes: list[Episode]) -> dict[str, Any]:
     }
 
 
+def play(
+    agent: Agent, envs: Sequence[gymnasium.Env], seeds: Sequence[int], mode: str
+) -> tuple[list[Episode], dict[int, dict[str, Any]]]:
+    """An episode a seed, sampled or greedy, in the order of the seeds; and of each, by seed, the environment's
+    `state_dict` at its end."""
+    torch.manual_seed(seeds[0])
+    played: dict[int, dict[str, Any]] = {}
+
+    def record(seed: int, env: gymnasium.Env, steps: Steps) -> None:
+        if steps.is_last[0]:
+            played[seed] = env.state_dict()
+
+    episodes = []
+    with tqdm(total=len(seeds), desc=f"evaluate {mode}", unit="episode") as bar:
+        for episode in play_episodes(envs, agent.policy(greedy=mode == "greedy"), seeds, record):
+            episodes.append(episode)
+            bar.update()
+            bar.set_postfix(clears=sum(episode.info["clear"] for episode in episodes))
+    return sorted(episodes, key=lambda episode: episode.seed), played
+
+
 def main() -> None:
     params = load()
     state = load_checkpoint(BEST)
@@ -55,21 +79,8 @@ def main() -> None:
     REPORTS.mkdir(exist_ok=True)
     with tracking.run("evaluate", params, {"data_sha256": provenance["data_sha256"]}) as run:
         rows, actions, results = [], {}, {}
-        for mode in ("sampled", "greedy"):
-            torch.manual_seed(params.evaluate.seed)
-            played: dict[int, dict[str, Any]] = {}
-
-            def record(seed: int, env: gymnasium.Env, steps: Steps, played: dict = played) -> None:
-                if steps.is_last[0]:
-                    played[seed] = env.state_dict()
-
-            episodes = []
-            with tqdm(total=len(seeds), desc=f"evaluate {mode}", unit="episode") as bar:
-                for episode in play_episodes(envs, agent.policy(greedy=mode == "greedy"), seeds, record):
-                    episodes.append(episode)
-                    bar.update()
-                    bar.set_postfix(clears=sum(episode.info["clear"] for episode in episodes))
-            episodes.sort(key=lambda episode: episode.seed)
+        for mode in MODES:
+            episodes, played = play(agent, envs, seeds, mode)
             results[mode] = summarize(episodes)
             actions[mode] = [{"seed": episode.seed, **played[episode.seed]} for episode in episodes]
             for k, episode in enumerate(episodes):
@@ -100,7 +111,7 @@ def main() -> None:
         MODEL.write_text(json.dumps(model, indent=1) + "\n")
         for path in (EVALUATION, EPISODES, ACTIONS):
             run.artifact(path, "evaluation")
-    for mode in ("sampled", "greedy"):
+    for mode in MODES:
         print(describe(mode, results[mode]))
 
 
@@ -116,8 +127,5 @@ def describe(mode: str, result: dict[str, Any]) -> str:
 
 def _flat(results: dict[str, Any]) -> dict[str, float]:
     return {
-        f"{mode}_{name}": float(value)
-        for mode in ("sampled", "greedy")
-        for name, value in results[mode].items()
-        if value is not None
+        f"{mode}_{name}": float(value) for mode in MODES for name, value in results[mode].items() if value is not None
     }

@@ -16,7 +16,7 @@ def agent_config(**changes: dict[str, Any]) -> AgentConfig:
     groups = {
         "model": {
             **{"deter": 64, "stoch": 8, "classes": 8, "hidden": 64, "depth": 4, "units": 64, "layers": 2},
-            **{"buckets": "symlog", "initial": "learned", "unimix_ratio": 0.01},
+            **{"buckets": "symlog", "initial": "learned", "unimix_ratio": 0.01, "posterior_scale": 1.0},
         },
         "losses": {"free_nats": 0.6, "dyn_scale": 0.5, "rep_scale": 0.1, "reward_scale": 1.0, "continue_scale": 1.0},
         "behavior": {
