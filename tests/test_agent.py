@@ -8,7 +8,7 @@ from agents import CPU, agent_config, small_agent
 
 from dreamer.actor_critic import Dream
 from dreamer.agent import Agent
-from dreamer.config import ComputeConfig
+from dreamer.config import ComputeConfig, ConfigError
 from dreamer.distributions import OneHot
 from dreamer.mario import ACTIONS
 from dreamer.networks import State, ToPixels, centered, tiles, untiled
@@ -136,6 +136,26 @@ def test_what_was_before_an_episode_does_not_matter(initial):
         states.append(state.deter)
     torch.testing.assert_close(states[0][:, start:], states[1][:, start:])
     assert not torch.allclose(states[0][:, start - 1], states[1][:, start - 1])
+
+
+def test_sharp_first_posteriors_tell_what_was_seen():
+    """Nearly one class each, which another picture changes; the prior knows nothing of it yet."""
+
+    def classes(scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+        torch.manual_seed(0)
+        model = small_agent(model={"posterior_scale": scale}).world_model
+        pixels = torch.rand(16, 1, 64, 64, 3) - 0.5
+        logits, _ = model.rssm.observe(
+            model.encoder(pixels), torch.zeros(16, 1, 7), torch.ones(16, 1, dtype=torch.bool)
+        )
+        return logits.softmax(-1)[:, 0], model.rssm.prior(torch.zeros(16, 64)).softmax(-1)
+
+    (soft, prior), (sharp, same_prior) = classes(1.0), classes(8.0)
+    assert soft.amax(-1).mean() < 0.5 and sharp.amax(-1).mean() > 0.7
+    assert len({tuple(seen.tolist()) for seen in sharp.argmax(-1)}) > 8
+    assert torch.equal(prior, same_prior)
+    with pytest.raises(ConfigError, match="model.posterior_scale: must be positive"):
+        agent_config(model={"posterior_scale": 0.0})
 
 
 def test_initial_state():
