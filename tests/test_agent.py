@@ -154,7 +154,7 @@ def test_sharp_first_posteriors_tell_what_was_seen():
     assert soft.amax(-1).mean() < 0.5 and sharp.amax(-1).mean() > 0.7
     assert len({tuple(seen.tolist()) for seen in sharp.argmax(-1)}) > 8
     assert torch.equal(prior, same_prior)
-    with pytest.raises(ConfigError, match="model.posterior_scale: must be positive"):
+    with pytest.raises(ConfigError, match="posterior_scale: must be positive"):
         agent_config(model={"posterior_scale": 0.0})
 
 
