@@ -14,7 +14,7 @@ def write(lineage: dict[str, Any], frames: int | None) -> str:
     return f"""# DreamerV3 plays Super Mario Bros, level {env["level"]}
 
 A world model with actor and critic, trained from pixels.
-Profile `{trained["profile"]}`, seed {trained["seed"]}{_after(frames)}{_effort(lineage)}.
+Profile `{trained["profile"]}`, seed {trained["seed"]}{_after(frames)}{_effort(lineage)}.{_note(lineage)}
 
 ## Input and output
 64 x 64 RGB images (uint8) to one of seven joypad actions, a decision every {env["action_repeat"]} frames.
@@ -56,6 +56,10 @@ def _effort(lineage: dict[str, Any]) -> str:
     return (
         f" of a training of {whole['decisions']:,} decisions, {whole['updates']:,} updates and {whole['hours']:.1f} h"
     )
+
+
+def _note(lineage: dict[str, Any]) -> str:
+    return f"\n{note}" if (note := lineage.get("note")) else ""
 
 
 def _failures(result: dict[str, Any]) -> str:

@@ -31,6 +31,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("name", help="of the training run, whose curves go to curves/NAME")
     parser.add_argument("--episodes", type=int, default=200, metavar="N", help="held-out; default: %(default)s")
     parser.add_argument("--seed", type=int, default=400_000, metavar="N", help="of their starts; default: %(default)s")
+    parser.add_argument("--note", metavar="TEXT", help="for the card: what the parameters do not tell of its training")
     parser.add_argument("--to", type=Path, default=DIRECTORY, metavar="DIR", help="default: pretrained/")
     return parser.parse_args(argv)
 
@@ -60,6 +61,7 @@ def main() -> None:
             print(describe(mode, results[mode]))
         origin = lineage.collect(params, trained, results, Run({}, NoEvents()))
         origin["training"] = json.loads((TRAINING / "summary.json").read_text())
+        origin["note"] = args.note
         text = card.write(origin, state["frames"])
         bundle.write(made, state, game.to_dict(), origin, text, half=True)
         args.to.mkdir(parents=True, exist_ok=True)

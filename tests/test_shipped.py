@@ -20,7 +20,7 @@ def trained(tmp_path_factory) -> Path:
     for command in (
         ["collect"],
         ["train"],
-        ["export", "tiny run", "--episodes", "3", "--seed", "70", "--to", "pretrained"],
+        ["export", "tiny run", "--episodes", "3", "--seed", "70", "--note", "Made by a test.", "--to", "pretrained"],
     ):
         done = run(tree, "python", "-m", "stages", *command)
         assert done.returncode == 0, done.stderr
@@ -49,7 +49,7 @@ def test_what_is_exported_says_what_it_is(trained):
     sampled = lineage["evaluation"]["sampled"]
     assert sampled["episodes"] == 3 and [each["seed"] for each in sampled["failures"]] == [70, 71, 72]
     card = (trained / "pretrained/card.md").read_text()
-    assert f"a training of 160 decisions, {summary['updates']} updates" in card
+    assert f"a training of 160 decisions, {summary['updates']} updates" in card and "\nMade by a test.\n" in card
     assert all(
         f"- start {each['seed']}: {each['outcome']} at x {each['best_x']}" in card for each in sampled["failures"]
     )
