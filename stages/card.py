@@ -7,7 +7,6 @@ def write(lineage: dict[str, Any], frames: int | None) -> str:
     """From what `stages.lineage.collect` gives."""
     trained, params, evaluation = lineage["trained"], lineage["params"], lineage["evaluation"]
     env = params["env"]
-    rows = "\n".join(_row(mode, evaluation[mode]) for mode in ("sampled", "greedy"))
     code = trained["commit"] or "unknown"
     changed = ", with uncommitted changes" if trained["dirty"] else ""
     data, machine, versions = lineage["data"], lineage["hardware"], lineage["environment"]["versions"]
@@ -24,9 +23,7 @@ It remembers what it saw, so frames come in order, and a new episode is announce
 {evaluation["sampled"]["episodes"]} episodes each, with seeds that neither training nor the choice of the checkpoint
 used; 95% intervals. A start is 0 to {env["noop_max"]} frames without a button, so training has met each of these.
 
-| play | clear rate | decisions to the flag, median | mean return | best x |
-| --- | --- | --- | --- | --- |
-{rows}
+{results(evaluation)}
 {_failures(evaluation["sampled"])}
 ## Made of
 - code `{code}`{changed}
@@ -46,6 +43,18 @@ def _row(mode: str, result: dict[str, Any]) -> str:
         f"| {'none' if (decisions := result['decisions_to_flag']) is None else f'{decisions:.0f}'} "
         f"| {result['return_mean']:.0f} [{result['return_low']:.0f}, {result['return_high']:.0f}] "
         f"| {result['best_x_max']} |"
+    )
+
+
+def results(evaluation: dict[str, Any]) -> str:
+    """A table, a row for each way to play."""
+    rows = [_row(mode, evaluation[mode]) for mode in ("sampled", "greedy")]
+    return "\n".join(
+        [
+            "| play | clear rate | decisions to the flag, median | mean return | best x |",
+            "| --- | --- | --- | --- | --- |",
+            *rows,
+        ]
     )
 
 

@@ -1,4 +1,4 @@
-"""`python -m stages evidence`: the README's learning curves and table, from the committed CSV files alone."""
+"""`python -m stages evidence`: the README's curves and tables, from committed CSV files and the shipped config.json."""
 
 import re
 from pathlib import Path
@@ -8,11 +8,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from dreamer.config import ConfigError
+from stages.bundle import read_config
+from stages.card import results
 from stages.paths import ROOT
 
 CURVES = ROOT / "pretrained/curves"  # a directory for each training run, with its episodes.csv and evaluations.csv
 README, FIGURE = ROOT / "README.md", ROOT / "docs/learning.svg"
-BLOCK = re.compile(r"(?<=<!-- evidence -->\n).*?(?=<!-- /evidence -->)", re.DOTALL)
+BUNDLE = ROOT / "pretrained"
+BLOCK = r"(?<=<!-- {0} -->\n).*?(?=<!-- /{0} -->)"
 FLAG = 3161  # best x of a cleared 1-1, in pixels
 WINDOW = 20  # training episodes in a running mean
 FRAMES = 4  # a decision
@@ -52,6 +55,17 @@ def table(runs: dict[str, pd.DataFrame]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def block(name: str) -> re.Pattern[str]:
+    """Finds what the README has between the comments of that name."""
+    return re.compile(BLOCK.format(name), re.DOTALL)
+
+
+def blocks(runs: dict[str, pd.DataFrame]) -> dict[str, str]:
+    """What the README has to say, by name: of the runs, and of the agent that ships."""
+    shipped = read_config(BUNDLE)["lineage"]["evaluation"]
+    return {"evidence": table(runs), "champion": results(shipped) + "\n"}
+
+
 def figure(runs: dict[str, pd.DataFrame]) -> Figure:
     """Clear rate, best x and return of the training episodes, against decisions (frames above) and against hours."""
     drawn = Figure(figsize=(9, 7), layout="constrained")
@@ -84,7 +98,10 @@ def main() -> None:
         FIGURE.parent.mkdir(exist_ok=True)
         figure(runs).savefig(FIGURE, metadata={"Date": None}, facecolor="white")
     text = README.read_text()
-    if not BLOCK.search(text):
-        raise ConfigError(f"{README}: has no line '<!-- evidence -->' with '<!-- /evidence -->' below; restore it")
-    README.write_text(BLOCK.sub(lambda _: table(runs), text))
-    print(table(runs) + f"written to {README.name} and {FIGURE.relative_to(ROOT)}")
+    for name, content in blocks(runs).items():
+        if not block(name).search(text):
+            raise ConfigError(f"{README}: has no line '<!-- {name} -->' with '<!-- /{name} -->' below; restore it")
+        text = block(name).sub(lambda _, content=content: content, text)
+        print(content)
+    README.write_text(text)
+    print(f"written to {README.name} and {FIGURE.relative_to(ROOT)}")
