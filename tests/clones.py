@@ -14,6 +14,7 @@ TINY = """
   tiny:
     env: {time_limit: 30}
     collect: {steps: 512}
+    archive: {}
     replay: {chunk_length: 64}
     model: {deter: 16, stoch: 4, classes: 4, hidden: 16, depth: 2, units: 16, layers: 1}
     losses: {}

@@ -340,11 +340,14 @@ def test_gradients_reach_the_weights_however_they_lie_in_memory():
 
 @pytest.mark.parametrize("estimator", ["reinforce", "dynamics"])
 def test_an_update_in_parts_is_the_same_update(estimator):
-    """Of 5 rows among 1, 2 and 3 threads: shares that are not equal."""
+    """Of 5 rows among 1, 2 and 3 threads: shares that are not equal. An eps above rounding, as Adam's first steps have
+    a gradient's sign only, and that of one that is nothing but rounding is anyone's."""
+    smooth = {"lr": 1e-3, "eps": 1e-3, "grad_clip": 100.0}
+    optimizers = {"model": smooth, "actor": smooth, "critic": smooth}
     found = []
     for threads in (1, 2, 3):
         torch.manual_seed(0)
-        agent = small_agent(behavior={"imag_gradient": estimator})
+        agent = small_agent(behavior={"imag_gradient": estimator}, optimizers=optimizers)
         agent._parts._threads = threads
         for seed in range(2):
             torch.manual_seed(seed)
@@ -356,7 +359,7 @@ def test_an_update_in_parts_is_the_same_update(estimator):
         for name, value in metrics.items():
             torch.testing.assert_close(value, found[0][0][name], rtol=1e-3, atol=1e-5, msg=name)
         for name, value in weights.items():
-            torch.testing.assert_close(value, found[0][2][name], rtol=1e-3, atol=2e-4, msg=name)
+            torch.testing.assert_close(value, found[0][2][name], rtol=1e-4, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])

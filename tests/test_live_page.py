@@ -55,8 +55,11 @@ class Watched:
         self.page.keyboard.press("Space")
         self.state("paused")
 
-    def decision(self, number: int) -> None:
-        self.shows("#facts", f"decision {number} ")
+    def step(self) -> None:
+        """One decision, of a paused session, until the page shows it."""
+        before = self.session.episode.decisions
+        self.page.keyboard.press("n")
+        self.shows("#facts", f"decision {before + 1} ")
 
 
 @pytest.fixture
@@ -87,10 +90,9 @@ def assert_shown(watched: Watched, name: str, picture: np.ndarray) -> None:
 def test_the_page_shows_what_is_there(watch):
     watched = watch()
     watched.pause()
-    watched.page.keyboard.press("n")
     session = watched.session
+    watched.step()
     watched.shows("#ahead-note", "from here")
-    watched.decision(session.episode.decisions)
     numbers, pictures = view(session)
     for name, picture in {"#screen": "screen", "#sees": "sees", "#model": "model"}.items():
         assert_shown(watched, name, pictures[picture])
@@ -223,9 +225,8 @@ def test_the_dream_stepped_into_by_hand_and_left(watch):
     watched = watch()
     page, session = watched.page, watched.session
     watched.pause()
-    page.keyboard.press("n")
+    watched.step()
     watched.shows("#ahead-note", "from here")
-    watched.decision(session.episode.decisions)
     before, screen = session.env.state_dict(), session.env.render()
     page.keyboard.press("d")
     watched.shows("#mind-title", "The dream")
@@ -258,8 +259,7 @@ def test_a_dropped_connection_comes_back_paused_with_nothing_lost(watch):
     assert watched.page.locator("#banner").is_hidden()
     assert watched.page.locator("#episodes tr").count() == 1
     assert (session.episode.decisions, session.episode.seed, len(session.history)) == at
-    watched.page.keyboard.press("n")
-    watched.decision(at[0] + 1)
+    watched.step()
 
 
 def test_a_second_tab_takes_over_and_the_first_can_take_it_back(watch):
@@ -268,8 +268,7 @@ def test_a_second_tab_takes_over_and_the_first_can_take_it_back(watch):
     second = watch()
     first.state("moved")
     first.shows("#banner", "Another page")
-    second.page.keyboard.press("n")
-    second.decision(second.session.episode.decisions)
+    second.step()
     first.page.get_by_text("Take it back").click()
     first.state("paused")
     second.state("moved")
@@ -284,9 +283,7 @@ def test_it_fits_a_phone_and_a_thumb_can_play(watch):
     box = page.locator("#pad button", has_text="→").bounding_box()
     page.mouse.move(box["x"] + 5, box["y"] + 5)
     page.mouse.down()
-    before = session.episode.decisions
-    page.keyboard.press("n")
-    watched.decision(before + 1)
+    watched.step()
     page.mouse.up()
     assert NAMES[session.steps.action[0]] == "right"
     assert page.evaluate("document.documentElement.scrollWidth") <= 390

@@ -19,7 +19,7 @@ def watching():
 
 
 def episode(clear: bool, best_x: int = 700) -> Episode:
-    return Episode(seed=1, total_reward=0.0, decisions=9, info={"best_x": best_x, "clear": clear})
+    return Episode(seed=1, total_reward=0.0, decisions=9, options={}, info={"best_x": best_x, "clear": clear})
 
 
 def test_sound_losses_pass_and_the_three_ends_are_told_apart(watching):
