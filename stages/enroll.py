@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,9 +24,13 @@ def main() -> None:
     config = read_config(args.bundle)
     origin = config["lineage"]
     params = Params.from_dict(origin["params"])  # those it was trained with
-    with tracking.run("enroll", params) as run:
+    with tempfile.TemporaryDirectory(prefix="mario-enroll-") as folder, tracking.run("enroll", params) as run:
+        made = Path(folder) / "bundle"  # under the name that every registered one has, without the curves
+        made.mkdir()
+        for path in filter(Path.is_file, args.bundle.iterdir()):
+            shutil.copyfile(path, made / path.name)
         run.headline({f"sampled_{key}": value for key, value in _numbers(origin).items()}, config["frames"])
-        model = run.log_model(args.bundle, params, origin["evaluation"], lineage.tags(origin))
+        model = run.log_model(made, params, origin["evaluation"], lineage.tags(origin))
     args.out.write_text(json.dumps(model) + "\n")
 
 

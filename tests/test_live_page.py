@@ -115,14 +115,14 @@ def test_every_button_and_field(watch):
     watched.state("paused")
     before = session.episode.decisions
     page.click("#step")
-    watched.decision(before + 1)
+    watched.shows("#facts", f"decision {before + 1} ")
     page.get_by_text("30", exact=True).click()
     page.locator('#speeds input[value="30"]:checked').wait_for(state="attached")
     assert stage.speed == 30
     page.get_by_text("greedy", exact=True).click()
     page.locator('#modes input[value="greedy"]:checked').wait_for(state="attached")
     page.click("#step")
-    watched.decision(before + 2)
+    watched.shows("#facts", f"decision {before + 2} ")
     assert session.policy.greedy
     page.click("#next")
     watched.shows("#facts", "seed 4")
@@ -179,7 +179,7 @@ def test_the_keyboard_alone_drives_everything(watch):
             page.keyboard.down(key)
         before = session.episode.decisions
         press("n")
-        watched.decision(before + 1)
+        watched.shows("#facts", f"decision {before + 1} ")
         assert NAMES[session.steps.action[0]] == action
         watched.shows("#game-note", f"you: {action} ")
         for key in keys:

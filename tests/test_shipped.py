@@ -76,7 +76,7 @@ def test_it_is_champion_where_there_is_none_and_only_once(tree):
     done = run(tree, "python", "-c", ENROLL)
     assert done.stdout.strip() == "None", done.stderr
     done = run(tree, "mario", "play", "--model", "champion", "--episodes", "1", "--json")
-    assert json.loads(done.stdout)["checkpoint"].endswith("artifacts/pretrained"), done.stderr
+    assert json.loads(done.stdout)["checkpoint"].endswith("artifacts/bundle"), done.stderr
     lineage = run(tree, "mario", "lineage", "champion")
     assert lineage.returncode == 0 and "tiny" in lineage.stdout
 
