@@ -1,11 +1,14 @@
 """Moments of earlier episodes from which new ones may begin: return there, then explore (Ecoffet et al., Nature 2021).
 
 Where episodes end early, nearly all of them are about the first screens. Begun at places drawn evenly from all that any
-episode has reached, they are about the whole level, long before an agent can play through it.
+episode has reached, they are about the whole level, long before an agent can play through it. Begun shortly before the
+place where an agent has lately failed, they are about what it has to learn next.
 """
 
+import bisect
 import copy
 import json
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,8 @@ import numpy as np
 
 from dreamer.config import ArchiveConfig
 
+_FAILURES = 16  # the latest, which are practised
+_RUN_UP = 8  # places: practice begins at most so many before a failure
 _SURVIVED = 16  # decisions that an episode must have lived on: from a moment closer to its end, hardly anyone would
 
 
@@ -26,15 +31,27 @@ class Archive:
     def __init__(self, config: ArchiveConfig):
         self.config = config
         self.places: dict[int, list[dict[str, Any]]] = {}  # options of `reset`, the newest last
+        self.failures: deque[int] = deque(maxlen=_FAILURES)  # places
         self._entered: dict[int, list[tuple[int, int]]] = {}  # by environment: decisions so far, place
 
     def draw(self, seed: int) -> dict[str, Any]:
-        """Options of `reset` for an episode: with probability `share` a place, each equally likely, and a way there."""
+        """Options of `reset` for an episode: with probability `share` a place and a way there.
+
+        With probability `practice` the place is one of the last ones up to a failure, else any, each equally likely.
+        """
         rng = np.random.default_rng(seed)
         if rng.random() >= self.config.share or not self.places:
             return {}
-        ways = self.places[sorted(self.places)[rng.integers(len(self.places))]]
+        places = sorted(self.places)
+        if rng.random() < self.config.practice and self.failures:
+            to = bisect.bisect_right(places, self.failures[rng.integers(len(self.failures))])
+            places = places[max(to - _RUN_UP, 0) : to] or places[:1]
+        ways = self.places[places[rng.integers(len(places))]]
         return dict(ways[rng.integers(len(ways))])
+
+    def fail(self, info: dict[str, Any]) -> None:
+        """An episode from the start has ended and not cleared the level; `info` is the environment's."""
+        self.failures.append(info["best_x"] // self.config.cell)
 
     def see(self, env: int, first: bool, info: dict[str, Any], moment: Callable[[], dict[str, Any]]) -> None:
         """One step of an environment's episode.
@@ -66,7 +83,8 @@ class Archive:
         self.places = {int(place): ways for place, ways in json.loads(path.read_text()).items()}
 
     def state_dict(self) -> dict[str, Any]:
-        return copy.deepcopy({"places": self.places, "entered": self._entered})
+        return copy.deepcopy({"places": self.places, "failures": list(self.failures), "entered": self._entered})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.places, self._entered = copy.deepcopy(state["places"]), copy.deepcopy(state["entered"])
+        self.failures = deque(state["failures"], maxlen=_FAILURES)

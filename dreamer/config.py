@@ -246,11 +246,12 @@ class ArchiveConfig(Config):
     """Episodes that begin where earlier ones have been (`dreamer.archive`), while collecting and training alone."""
 
     share: float  # of the episodes; 0: all begin at the level's start
+    practice: float  # of those, how many begin shortly before where one from the start has lately failed
     cell: int  # pixels of a place
     kept: int  # ways to get there, the newest, of each place
 
     def problems(self):
-        yield from outside(self, 0, 1, "share")
+        yield from outside(self, 0, 1, "share", "practice")
         yield from below(self, 1, "cell", "kept")
 
 

@@ -174,10 +174,14 @@ class Rollout:
         flying, self._flying = self._flying, []
         for future in flying:
             future.result()
+        ended = [self.running[i] for i in np.flatnonzero(self._now.is_last)]
         if self.archive:
             for i in np.flatnonzero(~self.idle):
                 self.archive.see(int(i), self._now.is_first[i], self.running[i].info, self.envs[i].state_dict)
-        return self._now, [self.running[i] for i in np.flatnonzero(self._now.is_last)]
+            for episode in ended:
+                if not (episode.replayed or episode.info["clear"]):
+                    self.archive.fail(episode.info)
+        return self._now, ended
 
     def _advance(self, i: int, action: int, start: bool) -> None:
         now, env, episode = self._now, self.envs[i], self.running[i]

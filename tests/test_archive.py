@@ -20,7 +20,7 @@ def walk(archive: Archive, steps: int, env: int = 0, name: int = 0, first: int =
 
 
 def test_a_place_is_kept_once_the_episode_has_lived_on():
-    archive = Archive(ArchiveConfig(share=1.0, cell=50, kept=2))
+    archive = Archive(ArchiveConfig(share=1.0, practice=0.0, cell=50, kept=2))
     walk(archive, 25)
     # Places are entered after 5, 10, ... decisions; an end after 25 leaves those that were entered up to 9.
     assert archive.places == {1: [{"noops": 0, "actions": list(range(5))}]}
@@ -37,7 +37,7 @@ def test_a_place_is_kept_once_the_episode_has_lived_on():
 
 
 def test_environments_do_not_mix():
-    archive = Archive(ArchiveConfig(share=1.0, cell=50, kept=2))
+    archive = Archive(ArchiveConfig(share=1.0, practice=0.0, cell=50, kept=2))
     for k in range(24):
         for env, start in ((0, 0), (1, 10)):
             info = {"decisions": k, "best_x": WALK[k + start]}
@@ -46,7 +46,7 @@ def test_environments_do_not_mix():
 
 
 def test_all_places_are_equally_likely_and_a_share_begins_there():
-    archive = Archive(ArchiveConfig(share=0.75, cell=50, kept=8))
+    archive = Archive(ArchiveConfig(share=0.75, practice=0.0, cell=50, kept=8))
     for name in range(8):
         walk(archive, 26, name=name)
     walk(archive, 39, name=99)
@@ -56,12 +56,49 @@ def test_all_places_are_equally_likely_and_a_share_begins_there():
     assert 0.72 < len(lengths) / 2000 < 0.78
     shares = [lengths.count(length) / len(lengths) for length in (5, 10, 15, 20)]
     assert sum(shares) == pytest.approx(1) and all(0.2 < share < 0.3 for share in shares)
-    assert not any(Archive(ArchiveConfig(1.0, 50, 8)).draw(seed) for seed in range(9))  # nowhere to begin yet
+    assert not any(Archive(ArchiveConfig(1.0, 0.0, 50, 8)).draw(seed) for seed in range(9))  # nowhere to begin yet
+
+
+def test_practice_begins_shortly_before_a_failure():
+    archive = Archive(ArchiveConfig(share=1.0, practice=0.5, cell=10, kept=1))
+    walk(archive, 39)
+    reached = sorted(archive.places)
+    assert reached == list(range(1, 24))
+    archive.fail({"best_x": 129})  # place 12
+    drawn = [len(archive.draw(seed)["actions"]) for seed in range(4000)]
+    near = [place for place in drawn if 5 <= place <= 12]
+    assert sorted(set(drawn)) == reached and 0.64 < len(near) / 4000 < 0.71  # 1/2 + 1/2 * 8/23
+    assert all(0.10 < near.count(place) / len(near) < 0.15 for place in range(5, 13))
+    always = Archive(ArchiveConfig(share=1.0, practice=1.0, cell=10, kept=1))
+    assert always.draw(0) == {}
+    walk(always, 39)
+    assert len({len(always.draw(seed)["actions"]) for seed in range(999)}) == 23  # none has failed yet
+    for x in (15, *[230] * 15):
+        always.fail({"best_x": x})
+    assert {len(always.draw(seed)["actions"]) for seed in range(999)} == {1, *range(16, 24)}
+    always.fail({"best_x": 230})  # the oldest failure is forgotten
+    assert {len(always.draw(seed)["actions"]) for seed in range(999)} == set(range(16, 24))
+    always.fail({"best_x": 3})
+    assert min(len(always.draw(seed)["actions"]) for seed in range(999)) == 1  # the first place there is
+
+
+def test_what_fails_is_an_episode_from_the_start_that_does_not_clear():
+    archive = Archive(ArchiveConfig(share=0.5, practice=0.5, cell=64, kept=2))
+    rollout = Rollout([make_env(CONFIG)], RandomPolicy([0, 1, 2, 2, 4, 0, 0], 3), episode_seeds(3, "fail"), archive)
+    ended = []
+    while len(ended) < 8:
+        ended += rollout.step()[1]
+    expected = [episode.info["best_x"] // 64 for episode in ended if not episode.replayed]
+    assert 0 < len(expected) < 8 and list(archive.failures) == expected
+    restored = Archive(archive.config)
+    restored.load_state_dict(archive.state_dict())
+    assert restored.failures == archive.failures
+    rollout.stop()
 
 
 def test_an_episode_begins_as_the_earlier_one_was_then():
     """With the real game: from the same moment, the same screens, rewards and ends."""
-    archive = Archive(ArchiveConfig(share=1.0, cell=64, kept=2))
+    archive = Archive(ArchiveConfig(share=1.0, practice=0.0, cell=64, kept=2))
     env, twin = make_env(CONFIG), make_env(CONFIG)
     rollout = Rollout([env], RandomPolicy([0, 1, 2, 2, 4, 0, 0], 3), episode_seeds(3, "archive"), archive)
     seen, trails = [], {}
@@ -85,7 +122,7 @@ def test_an_episode_begins_as_the_earlier_one_was_then():
 
 
 def test_it_travels_as_a_file_and_as_a_state(tmp_path):
-    archive = Archive(ArchiveConfig(share=1.0, cell=50, kept=2))
+    archive = Archive(ArchiveConfig(share=1.0, practice=0.0, cell=50, kept=2))
     walk(archive, 30)
     archive.save(tmp_path / "archive.json")
     loaded, restored = (Archive(archive.config) for _ in range(2))
@@ -98,8 +135,8 @@ def test_it_travels_as_a_file_and_as_a_state(tmp_path):
     assert [restored.draw(seed) for seed in range(20)] == [loaded.draw(seed) for seed in range(20)]
 
 
-@pytest.mark.parametrize("key, value", [("share", 1.1), ("cell", 0), ("kept", 0)])
+@pytest.mark.parametrize("key, value", [("share", 1.1), ("practice", -0.1), ("cell", 0), ("kept", 0)])
 def test_nonsense_is_named(key, value):
-    values = {"share": 0.5, "cell": 32, "kept": 8, key: value}
+    values = {"share": 0.5, "practice": 0.5, "cell": 32, "kept": 8, key: value}
     with pytest.raises(ConfigError, match=f"archive.{key}: must"):
         ArchiveConfig.from_dict(values, "archive")

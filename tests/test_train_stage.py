@@ -19,7 +19,7 @@ PROFILE = """
   short:
     env: {time_limit: 60}
     collect: {steps: 512}
-    archive: {share: 0.5, cell: 16}
+    archive: {share: 0.5, practice: 0.5, cell: 16}
     replay: {chunk_length: 32}
     model: {deter: 16, stoch: 4, classes: 4, hidden: 16, depth: 2, units: 16, layers: 1}
     losses: {}
