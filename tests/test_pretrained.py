@@ -1,6 +1,7 @@
 """The agent that ships with the repository gets where its card says."""
 
 import json
+import math
 
 import pandas as pd
 import pytest
@@ -62,6 +63,4 @@ def test_it_plays_as_well_as_its_card_says(config):
 
 
 def _binomial(k: int, n: int, rate: float) -> float:
-    from math import comb
-
-    return comb(n, k) * rate**k * (1 - rate) ** (n - k)
+    return math.comb(n, k) * rate**k * (1 - rate) ** (n - k)
