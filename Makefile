@@ -43,7 +43,7 @@ scm: | $(STAMP)
 	else $(BIN)/dvc config --local core.no_scm true; fi
 
 play: setup  ## watch the agent that ships with the repository, with its dream beside it, in a browser
-	@$(BIN)/mario play --model pretrained --web --open
+	@$(BIN)/mario play --model pretrained --deterministic --web --open
 
 demo: setup  ## the whole pipeline on the CPU in a few minutes, then where to look
 	@$(BIN)/mario demo
