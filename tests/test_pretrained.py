@@ -8,6 +8,7 @@ import pytest
 from clones import ROOT, run
 
 from stages import bundle, card
+from stages.evaluate import MODES
 from stages.export import LIMIT
 
 PRETRAINED = ROOT / "pretrained"
@@ -39,15 +40,16 @@ def test_its_curves_are_of_its_training(config):
     assert lineage["training"]["decisions"] >= config["frames"] // 4
 
 
-def test_it_plays_as_well_as_its_card_says(config):
+@pytest.mark.parametrize("mode", MODES)
+def test_it_plays_as_well_as_its_card_says(config, mode):
     """From starts that nobody chose: within what chance leaves of the measured rate, and as far and as fast."""
     done = run(
         ROOT, "python", "-m", "stages", "play", "--model", "pretrained", "--json",
-        *("--episodes", str(EPISODES), "--seed", str(SEED)),
+        *("--episodes", str(EPISODES), "--seed", str(SEED), *(["--deterministic"] if mode == "greedy" else [])),
         timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    played, told = json.loads(done.stdout), config["lineage"]["evaluation"]["sampled"]
+    played, told = json.loads(done.stdout), config["lineage"]["evaluation"][mode]
     clears = [row for row in played["episodes"] if row["clear"]]
     # As few clears or fewer have a chance below one in ten thousand at the lower end of the measured interval.
     rate, chance, least = told["clear_rate_low"], 0.0, 0
