@@ -34,7 +34,7 @@ class ActorCritic(nn.Module):
 
     def __init__(self, model: ModelConfig, config: BehaviorConfig, sizes: Sizes, actions: int):
         super().__init__()
-        self.config, self.unimix, self.buckets = config, model.unimix_ratio, model.buckets
+        self.config, self.unimix, self.buckets = config, config.unimix_ratio, model.buckets
         self.actor = MLP(sizes, model.units, model.layers, actions, outscale=1.0)
         self.critic = MLP(sizes, model.units, model.layers, BUCKETS, outscale=0.0)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)

@@ -144,7 +144,7 @@ class ModelConfig(Config):
     layers: int  # their number
     buckets: Literal["symlog", "symexp"]  # how rewards and values are averaged (`dreamer.distributions.TwoHot`)
     initial: Literal["learned", "zero"]  # the RSSM's state at the start of an episode
-    unimix_ratio: float  # share of the uniform distribution in latents and policy
+    unimix_ratio: float  # share of the uniform distribution in latents
     posterior_scale: float  # of the posterior's first logits
 
     def problems(self):
@@ -180,6 +180,7 @@ class BehaviorConfig(Config):
     discount: float
     discount_lambda: float
     entropy: float
+    unimix_ratio: float  # share of the uniform distribution in the policy
     normalize: Literal["returns", "advantages"]  # whose spread is the actor's unit
     return_decay: float  # of the percentile normalization's moving average
     slow_target: bool  # regularize the critic towards its slow copy
@@ -190,7 +191,15 @@ class BehaviorConfig(Config):
         yield from below(self, 1, "imag_horizon", "slow_target_update")
         yield from below(self, 0, "imag_starts", "entropy")
         yield from outside(
-            self, 0, 1, "imag_gradient_mix", "discount", "discount_lambda", "return_decay", "slow_target_fraction"
+            self,
+            0,
+            1,
+            "imag_gradient_mix",
+            "discount",
+            "discount_lambda",
+            "unimix_ratio",
+            "return_decay",
+            "slow_target_fraction",
         )
 
 

@@ -30,7 +30,7 @@ class Watch:
     """
 
     def __init__(self, params: Params, actions: int, where: object):
-        env, behavior, unimix = params.env, params.behavior, params.model.unimix_ratio
+        env, behavior, unimix = params.env, params.behavior, params.behavior.unimix_ratio
         self.total, self.where = params.train.steps, where
         decisions = min(env.time_limit, 1 / (1 - behavior.discount) if behavior.discount < 1 else math.inf)
         pixels = FASTEST * env.action_repeat * decisions

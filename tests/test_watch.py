@@ -56,7 +56,7 @@ def test_a_sure_policy_may_go_on_where_it_clears_or_only_for_a_moment(watching):
 
 def test_unimix_decides_how_sure_a_policy_can_be(watching):
     """The least entropy that the actor's own mixture leaves lies just under the limit, 1.3 times it well above."""
-    unimix = params.load().model.unimix_ratio
+    unimix = params.load().behavior.unimix_ratio
     share = [1 - unimix + unimix / 7] + [unimix / 7] * 6
     least = -sum(p * math.log(p) for p in share)
     assert least < watching.entropy_limit < 1.3 * least
