@@ -162,6 +162,7 @@ class LossConfig(Config):
     free_nats: float
     dyn_scale: float
     rep_scale: float
+    image_focus: float  # pixels weigh as their error to this power; 0: all the same
     reward_scale: float
     continue_scale: float
 

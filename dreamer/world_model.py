@@ -13,20 +13,35 @@ from dreamer.rssm import RSSM, kl_loss
 from dreamer.unrolled import compute_dtype
 
 
-class _SumOfSquares(torch.autograd.Function):
-    """Sum of (mean - target)^2 over all but the first dimension. Keeps the difference in the type of `mean`."""
+class ImageError(torch.autograd.Function):
+    """Squared error of each image, (N,) float32, from its mean and the image as `tiles`, (N, 32, 32, 2, 6).
+
+    With `focus` p > 0, each pixel weighs as its own error to the power p, |e|^p, in units that leave the image's error
+    what it is. Sprites of a dozen pixels are then not lost among thousands that are nearly right, and the model learns
+    to see them sooner. The weights are constants.
+
+    Keeps the weighted difference in the type of `mean`, and nothing else.
+    """
 
     @staticmethod
-    def forward(ctx, mean: Tensor, target: Tensor) -> Tensor:
-        difference = (mean - target).flatten(1)
-        ctx.save_for_backward(difference.to(mean.dtype))
-        ctx.shape = mean.shape
-        return torch.linalg.vecdot(difference, difference)
+    def forward(ctx, mean: Tensor, target: Tensor, focus: float) -> Tensor:
+        difference = mean - target
+        if focus:
+            pixels = difference.unflatten(-1, (2, 3))
+            squares = pixels.square().sum(-1, keepdim=True)
+            weights = squares if focus == 2 else squares ** (focus / 2)
+            whole = torch.linalg.vecdot(weights.flatten(1), squares.flatten(1))
+            unit = squares.flatten(1).sum(1) / whole.clamp(min=torch.finfo(torch.float32).tiny)
+            weighted = (pixels * (weights * unit.view(-1, 1, 1, 1, 1, 1))).view_as(difference)
+        else:
+            weighted = difference
+        ctx.save_for_backward(weighted.to(mean.dtype))
+        return torch.linalg.vecdot(weighted.flatten(1), difference.flatten(1))
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        (difference,) = ctx.saved_tensors
-        return (difference * (2 * gradient).to(difference.dtype)[:, None]).view(ctx.shape), None
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (weighted,) = ctx.saved_tensors
+        return weighted * (2 * gradient).to(weighted.dtype).view(-1, 1, 1, 1, 1), None, None
 
 
 class WorldModel(nn.Module):
@@ -87,7 +102,8 @@ class WorldModel(nn.Module):
         pixels = centered(obs)
         post, state = self.rssm.observe(self.encoder(pixels), action, is_first, context, uniform)
         prior = self.rssm.prior(state.deter)
-        error = _SumOfSquares.apply(self.decoder(state).flatten(0, 1), tiles(pixels).flatten(0, 1))
+        mean, target = self.decoder(state).flatten(0, 1), tiles(pixels).flatten(0, 1)
+        error = ImageError.apply(mean, target, self.losses.image_focus)
         parts = {
             "image_loss": error.view(reward.shape),
             "reward_loss": -self.reward(state).log_prob(reward),

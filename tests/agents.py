@@ -18,7 +18,14 @@ def agent_config(**changes: dict[str, Any]) -> AgentConfig:
             **{"deter": 64, "stoch": 8, "classes": 8, "hidden": 64, "depth": 4, "units": 64, "layers": 2},
             **{"buckets": "symlog", "initial": "learned", "unimix_ratio": 0.01, "posterior_scale": 1.0},
         },
-        "losses": {"free_nats": 0.6, "dyn_scale": 0.5, "rep_scale": 0.1, "reward_scale": 1.0, "continue_scale": 1.0},
+        "losses": {
+            "free_nats": 0.6,
+            "dyn_scale": 0.5,
+            "rep_scale": 0.1,
+            "image_focus": 0.0,
+            "reward_scale": 1.0,
+            "continue_scale": 1.0,
+        },
         "behavior": {
             **{"imag_horizon": 10, "imag_starts": 0, "imag_gradient": "reinforce", "imag_gradient_mix": 0.5},
             **{
