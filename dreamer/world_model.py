@@ -13,8 +13,8 @@ from dreamer.rssm import RSSM, kl_loss
 from dreamer.unrolled import compute_dtype
 
 
-class ImageError(torch.autograd.Function):
-    """Squared error of each image, (N,) float32, from its mean and the image as `tiles`, (N, 32, 32, 2, 6).
+class ImageLoss(torch.autograd.Function):
+    """Squared error of each image, (N,) float32, from its predicted mean and the image as `tiles`, (N, 32, 32, 2, 6).
 
     With `focus` p > 0, each pixel weighs as its own error to the power p, |e|^p, in units that leave the image's error
     what it is. Sprites of a dozen pixels are then not lost among thousands that are nearly right, and the model learns
@@ -103,7 +103,7 @@ class WorldModel(nn.Module):
         post, state = self.rssm.observe(self.encoder(pixels), action, is_first, context, uniform)
         prior = self.rssm.prior(state.deter)
         mean, target = self.decoder(state).flatten(0, 1), tiles(pixels).flatten(0, 1)
-        error = ImageError.apply(mean, target, self.losses.image_focus)
+        error = ImageLoss.apply(mean, target, self.losses.image_focus)
         parts = {
             "image_loss": error.view(reward.shape),
             "reward_loss": -self.reward(state).log_prob(reward),

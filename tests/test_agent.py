@@ -14,7 +14,7 @@ from dreamer.mario import ACTIONS
 from dreamer.networks import State, ToPixels, centered, tiles, untiled
 from dreamer.replay import Batch
 from dreamer.rollout import NO_ACTION
-from dreamer.world_model import ImageError
+from dreamer.world_model import ImageLoss
 from stages.params import PATH, load
 
 DOCUMENT = {
@@ -301,7 +301,7 @@ def test_pixels_weigh_as_their_error_to_a_power(focus):
     mean, target = torch.rand(3, 32, 32, 2, 6), torch.rand(3, 32, 32, 2, 6)
     target[2] = mean[2]
     mean.requires_grad_()
-    error = ImageError.apply(mean, target, focus)
+    error = ImageLoss.apply(mean, target, focus)
     factors = torch.tensor([1.0, 2.0, 3.0])
     (gradient,) = torch.autograd.grad((factors * error).sum(), mean)
 
@@ -324,7 +324,7 @@ def test_focus_gives_a_sprite_its_share_of_the_gradient():
     mean, target = tiles(mean).contiguous().requires_grad_(), tiles(target)
     shares = []
     for focus in (0.0, 2.0):
-        (gradient,) = torch.autograd.grad(ImageError.apply(mean, target, focus).sum(), mean)
+        (gradient,) = torch.autograd.grad(ImageLoss.apply(mean, target, focus).sum(), mean)
         per_pixel = (untiled(gradient)[0] * untiled(mean.detach())[0]).sum(-1)
         shares.append(float(per_pixel[30:34, 20:23].sum() / per_pixel.sum()))
     assert shares == pytest.approx([0.398, 0.9934], abs=1e-3)
