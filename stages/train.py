@@ -20,6 +20,7 @@ from dreamer.replay import Replay, digest
 from dreamer.rollout import Episode, Rollout, Steps, episode_seeds, play_episodes
 from dreamer.training import Counters, Progress, Training
 from stages import git, open_loop, provenance, tracking
+from stages.allocator import give_back_holes
 from stages.curves import Curve
 from stages.digest import dvc_md5
 from stages.interrupt import Interrupt, graceful
@@ -241,6 +242,7 @@ class Session:
             state["posterior"] = None
         checkpoint.save(self.work.path / "latest.pt", state)
         self.replay.prune(self.work.path / "replay")
+        give_back_holes()
         self._saved = time.monotonic()
         self._pause_window()
 
