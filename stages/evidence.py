@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import pandas as pd
@@ -22,34 +23,48 @@ FRAMES = 4  # a decision
 STYLE = {"svg.hashsalt": "mario-dreamer", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
 
-def read(directory: Path = CURVES) -> dict[str, pd.DataFrame]:
-    """The training episodes of each run that began at the level's start, by the run's name.
+class Curves(NamedTuple):
+    """Of one training run."""
+
+    episodes: pd.DataFrame  # of training, those that began at the level's start
+    evaluations: pd.DataFrame  # sampled, all from the start
+
+
+def read(directory: Path = CURVES) -> dict[str, Curves]:
+    """By the run's name.
 
     Raises:
         ConfigError: there is none
     """
     runs = {
-        path.parent.name: pd.read_csv(path).query("replayed == 0") for path in sorted(directory.glob("*/episodes.csv"))
+        path.parent.name: Curves(
+            pd.read_csv(path).query("replayed == 0"), pd.read_csv(path.with_name("evaluations.csv"))
+        )
+        for path in sorted(directory.glob("*/episodes.csv"))
     }
     if not runs:
         raise ConfigError(f"{directory}: holds no */episodes.csv; restore it (git checkout {directory})")
     return runs
 
 
-def table(runs: dict[str, pd.DataFrame]) -> str:
+def table(runs: dict[str, Curves]) -> str:
     """Markdown, a row a run."""
     lines = [
-        "| run | decisions | hours | best x | first clear | cleared, last 50 episodes | mean return, last 50 |",
-        "|---|---|---|---|---|---|---|",
+        "| run | decisions | hours | best x | first clear | best evaluation | cleared, last 50 episodes | return of those |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for name, episodes in runs.items():
+    for name, (episodes, evaluations) in runs.items():
         end, last, clears = episodes.iloc[-1], episodes.tail(50), episodes[episodes.clear == 1]
         first = "none"
         if len(clears):
             at = clears.iloc[0]
             first = f"after {int(at.decisions):,} decisions, {at.hours * 60:.0f} minutes"
+        best = "none"
+        if len(evaluations):
+            at = evaluations.loc[evaluations.eval_clear_rate.idxmax()]
+            best = f"{at.eval_clear_rate:.0%} at {int(at.decisions):,}" if at.eval_clear_rate else "0%"
         lines.append(
-            f"| {name} | {int(end.decisions):,} | {end.hours:.2f} | {episodes.best_x.max():,} | {first} "
+            f"| {name} | {int(end.decisions):,} | {end.hours:.2f} | {episodes.best_x.max():,} | {first} | {best} "
             f"| {last.clear.mean():.0%} | {last['return'].mean():,.0f} |"
         )
     return "\n".join(lines) + "\n"
@@ -60,17 +75,17 @@ def block(name: str) -> re.Pattern[str]:
     return re.compile(BLOCK.format(name), re.DOTALL)
 
 
-def blocks(runs: dict[str, pd.DataFrame]) -> dict[str, str]:
+def blocks(runs: dict[str, Curves]) -> dict[str, str]:
     """What the README has to say, by name: of the runs, and of the agent that ships."""
     shipped = read_config(BUNDLE)["lineage"]["evaluation"]
     return {"evidence": table(runs), "champion": results(shipped) + "\n"}
 
 
-def figure(runs: dict[str, pd.DataFrame]) -> Figure:
+def figure(runs: dict[str, Curves]) -> Figure:
     """Clear rate, best x and return of the training episodes, against decisions (frames above) and against hours."""
     drawn = Figure(figsize=(9, 7), layout="constrained")
     axes = drawn.subplots(3, 2, sharex="col", sharey="row")
-    for name, episodes in runs.items():
+    for name, (episodes, _) in runs.items():
         smooth = episodes[["clear", "best_x", "return"]].rolling(WINDOW, min_periods=1).mean()
         for column, clock in enumerate(("decisions", "hours")):
             for row, value in enumerate(smooth.columns):

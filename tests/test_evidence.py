@@ -23,8 +23,12 @@ def test_the_table_counts_from_the_files(tmp_path):
     played = pd.DataFrame(columns)
     begun_later = played.head(50).assign(replayed=200, clear=1, best_x=3200, **{"return": 1500.0})
     pd.concat([played, begun_later]).sort_values("decisions").to_csv(run / "episodes.csv", index=False)
+    evaluations = pd.DataFrame({"decisions": [3000, 6500, 9000], "eval_clear_rate": [0.0, 0.85, 0.6]})
+    evaluations.to_csv(run / "evaluations.csv", index=False)
     *_, row = evidence.table(evidence.read(tmp_path)).strip().splitlines()
-    assert row == "| 1-1 seed 3 | 9,900 | 0.99 | 3,161 | after 6,000 decisions, 36 minutes | 80% | 3,320 |"
+    assert (
+        row == "| 1-1 seed 3 | 9,900 | 0.99 | 3,161 | after 6,000 decisions, 36 minutes | 85% at 6,500 | 80% | 3,320 |"
+    )
 
 
 def test_a_run_without_a_clear_and_no_run_at_all_say_so(tmp_path):
@@ -33,7 +37,8 @@ def test_a_run_without_a_clear_and_no_run_at_all_say_so(tmp_path):
     (tmp_path / "run").mkdir()
     columns = {"frames": [400], "decisions": [100], "hours": [0.1], "best_x": [700], "return": [600.0], "clear": [0]}
     pd.DataFrame(columns | {"replayed": [0]}).to_csv(tmp_path / "run/episodes.csv", index=False)
-    assert "| none | 0% | 600 |" in evidence.table(evidence.read(tmp_path))
+    pd.DataFrame(columns=["decisions", "eval_clear_rate"]).to_csv(tmp_path / "run/evaluations.csv", index=False)
+    assert "| none | none | 0% | 600 |" in evidence.table(evidence.read(tmp_path))
 
 
 def test_the_figure_has_a_line_a_run_in_each_of_six_charts():
@@ -42,6 +47,6 @@ def test_the_figure_has_a_line_a_run_in_each_of_six_charts():
     lines = [[line for line in ax.lines if len(line.get_xdata()) > 2] for ax in drawn.axes]
     assert [len(of) for of in lines] == [len(runs)] * 6
     first = next(iter(runs.values()))
-    assert list(lines[0][0].get_xdata()) == list(first.decisions) and lines[4][0].get_ydata()[-1] == pytest.approx(
-        first["return"].tail(evidence.WINDOW).mean()
-    )
+    assert list(lines[0][0].get_xdata()) == list(first.episodes.decisions) and lines[4][0].get_ydata()[
+        -1
+    ] == pytest.approx(first.episodes["return"].tail(evidence.WINDOW).mean())
