@@ -50,7 +50,7 @@ def read(directory: Path = CURVES) -> dict[str, Curves]:
 def table(runs: dict[str, Curves]) -> str:
     """Markdown, a row a run."""
     lines = [
-        "| run | decisions | hours | best x | first clear | best evaluation | cleared, last 50 episodes | return of those |",
+        "| run | decisions | hours | best x | first clear | best evaluation | cleared, last 50 | their return |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, (episodes, evaluations) in runs.items():
