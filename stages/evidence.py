@@ -101,7 +101,8 @@ def figure(runs: dict[str, Curves]) -> Figure:
     axes[2, 0].set_xlabel("decisions")
     axes[2, 1].set_xlabel("hours of training")
     above = axes[0, 0].secondary_xaxis("top", functions=(lambda x: x * FRAMES, lambda x: x / FRAMES))
-    above.set_xlabel("frames")
+    above.set_xlabel("frames, thousands")
+    above.xaxis.set_major_formatter(lambda frames, _: f"{frames / 1000:.0f}")
     axes[0, 1].legend(frameon=False, loc="upper left")
     drawn.suptitle(f"Training episodes, means of {WINDOW}", fontsize=10)
     return drawn
