@@ -34,14 +34,14 @@ class ActorCritic(nn.Module):
 
     def __init__(self, model: ModelConfig, config: BehaviorConfig, sizes: Sizes, actions: int):
         super().__init__()
-        self.config, self.unimix, self.buckets = config, config.unimix_ratio, model.buckets
+        self.config, self.buckets = config, model.buckets
         self.actor = MLP(sizes, model.units, model.layers, actions, outscale=1.0)
         self.critic = MLP(sizes, model.units, model.layers, BUCKETS, outscale=0.0)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.normalizer = ReturnNormalizer(config.return_decay)
 
     def policy(self, state: State) -> OneHot:
-        return OneHot(self.actor(state), self.unimix)
+        return OneHot(self.actor(state), self.config.unimix_ratio)
 
     def value(self, state: State) -> TwoHot:
         """The critic's prediction of the return from there."""
@@ -67,7 +67,7 @@ class ActorCritic(nn.Module):
             # The policy is a function of the state's value, not of how it came about.
             logits.append(actor(states[-1].detach()))
             with torch.set_grad_enabled(not constant):
-                policy = OneHot(logits[-1].detach() if constant else logits[-1], self.unimix)
+                policy = OneHot(logits[-1].detach() if constant else logits[-1], self.config.unimix_ratio)
                 actions.append(policy.sample(uniform_a))
                 states.append(rssm.img_step(states[-1], actions[-1], uniform_z))
         if (probs := states[-1].probs) is not None:
@@ -98,7 +98,8 @@ class ActorCritic(nn.Module):
             value = torch.stack(value)
         returns = lambda_return(reward, value, discount[1:], bootstrap, self.config.discount_lambda)
         weights = discount_weights(discount.detach())[:-1]
-        return Dream(states, action, OneHot(logits, self.unimix), prediction, reward, value, returns, weights)
+        policy = OneHot(logits, self.config.unimix_ratio)
+        return Dream(states, action, policy, prediction, reward, value, returns, weights)
 
     @torch.no_grad()
     def unit(self, dreams: Sequence[Dream]) -> tuple[Tensor, Tensor]:

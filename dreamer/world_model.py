@@ -29,7 +29,7 @@ class ImageLoss(torch.autograd.Function):
         if focus:
             pixels = difference.unflatten(-1, (2, 3))
             squares = pixels.square().sum(-1, keepdim=True)
-            weights = squares if focus == 2 else squares ** (focus / 2)
+            weights = squares ** (focus / 2)
             whole = torch.linalg.vecdot(weights.flatten(1), squares.flatten(1))
             unit = squares.flatten(1).sum(1) / whole.clamp(min=torch.finfo(torch.float32).tiny)
             weighted = (pixels * (weights * unit.view(-1, 1, 1, 1, 1, 1))).view_as(difference)

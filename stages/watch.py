@@ -30,13 +30,14 @@ class Watch:
     """
 
     def __init__(self, params: Params, actions: int, where: object):
-        env, behavior, unimix = params.env, params.behavior, params.behavior.unimix_ratio
+        env, behavior = params.env, params.behavior
         self.total, self.where = params.train.steps, where
         decisions = min(env.time_limit, 1 / (1 - behavior.discount) if behavior.discount < 1 else math.inf)
         pixels = FASTEST * env.action_repeat * decisions
         self.value_limit = FAR * (abs(env.reward.flag) + abs(env.reward.death) + abs(env.reward.progress) * pixels + 1)
         # Unimix leaves this much entropy to a policy that is sure everywhere.
-        sure, other = 1 - unimix + unimix / actions, unimix / actions
+        other = behavior.unimix_ratio / actions
+        sure = 1 - (actions - 1) * other
         self.entropy_limit = 1.1 * -(sure * math.log(sure) + (actions - 1) * other * math.log(other or 1)) + 1e-3
         self.episodes: deque[Episode] = deque(maxlen=RECENT)
         self._row: dict[str, float] = {}

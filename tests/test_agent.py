@@ -333,14 +333,7 @@ def test_focus_gives_a_sprite_its_share_of_the_gradient():
 def test_the_world_model_overfits_one_batch():
     torch.manual_seed(0)
     agent = small_agent(
-        losses={
-            "free_nats": 0.0,
-            "dyn_scale": 0.5,
-            "rep_scale": 0.1,
-            "image_focus": 0.0,
-            "reward_scale": 1.0,
-            "continue_scale": 1.0,
-        },
+        losses={"free_nats": 0.0},
         optimizers={"model": {"lr": 3e-3, "eps": 1e-8, "grad_clip": 100.0}},
         behavior={"imag_horizon": 2},
     )

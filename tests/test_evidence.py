@@ -47,6 +47,6 @@ def test_the_figure_has_a_line_a_run_in_each_of_six_charts():
     lines = [[line for line in ax.lines if len(line.get_xdata()) > 2] for ax in drawn.axes]
     assert [len(of) for of in lines] == [len(runs)] * 6
     first = next(iter(runs.values()))
-    assert list(lines[0][0].get_xdata()) == list(first.episodes.decisions) and lines[4][0].get_ydata()[
-        -1
-    ] == pytest.approx(first.episodes["return"].tail(evidence.WINDOW).mean())
+    assert list(lines[0][0].get_xdata()) == list(first.episodes.decisions)
+    last = first.episodes["return"].tail(evidence.WINDOW).mean()
+    assert lines[4][0].get_ydata()[-1] == pytest.approx(last)
