@@ -39,6 +39,8 @@ class ActorCritic(nn.Module):
         self.critic = MLP(sizes, model.units, model.layers, BUCKETS, outscale=0.0)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.normalizer = ReturnNormalizer(config.return_decay)
+        # A tensor, since a captured graph reads what changes from memory.
+        self.register_buffer("entropy_weight", torch.tensor(config.entropy), persistent=False)
 
     def policy(self, state: State) -> OneHot:
         return OneHot(self.actor(state), self.config.unimix_ratio)
@@ -139,7 +141,7 @@ class ActorCritic(nn.Module):
         mix = {"reinforce": 0.0, "dynamics": 1.0, "both": self.config.imag_gradient_mix}[self.config.imag_gradient]
         objective = mix * advantage + (1 - mix) * reinforce
         entropy = dream.policy.entropy()
-        loss = -(dream.weights * objective + self.config.entropy * entropy).mean()
+        loss = -(dream.weights * objective + self.entropy_weight * entropy).mean()
         metrics = {
             "actor_loss": loss.detach(),
             "policy_entropy": entropy.detach().mean(),
@@ -156,6 +158,11 @@ class ActorCritic(nn.Module):
                 slow = TwoHot(self.slow_critic(dream.states), self.buckets).mean()
             loss = loss - dream.prediction.log_prob(slow)
         return (dream.weights * loss).mean()
+
+    def anneal(self, done: float) -> None:
+        """Sets what changes with time: the entropy's weight, when `done` of the training, 0 to 1, is over."""
+        first, last = self.config.entropy, self.config.entropy_final
+        self.entropy_weight.fill_(first if last is None else first * (last / first) ** done)
 
     @torch.no_grad()
     def update_slow_critic(self, updates: int) -> None:

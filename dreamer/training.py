@@ -92,14 +92,16 @@ class Training:
     ):
         self.agent, self.replay, self.rollout, self.config = agent, replay, rollout, config
         self.streams, self.rng, self.counters = streams, rng, counters
+        self._seeded = counters.decisions
         self._posterior: Posterior | None = None  # of the last update
 
     def run(self, decisions: int) -> Iterator[Progress]:
         """Updates on the seed data until there are `pretrain`, then rounds until there are `decisions` in all. Each
         decision earns `train_ratio` replayed time steps when it is taken, before its step arrives; an update spends
-        batch_size * batch_length of them."""
+        batch_size * batch_length of them. What changes with time does so from the first of these rounds to the last."""
         price = self.config.batch_size * self.config.batch_length
-        counters = self.counters
+        counters, anneal = self.counters, self.agent.actor_critic.anneal
+        anneal(0.0)
         while counters.updates < self.config.pretrain and self.replay.starts(self.config.batch_length):
             metrics = [self._update()]
             counters.updates += 1
@@ -109,6 +111,7 @@ class Training:
             latents = self.rollout.policy.latents() if taken and self.replay.config.context else None
             counters.decisions += taken
             counters.debt += self.config.train_ratio * taken
+            anneal((counters.decisions - self._seeded) / (decisions - self._seeded))
             metrics = []
             while counters.debt >= price and self.replay.starts(self.config.batch_length):
                 metrics.append(self._update())

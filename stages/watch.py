@@ -15,6 +15,7 @@ RECENT = 20  # episodes
 PATIENCE = 3  # logs in a row without any entropy left
 FASTEST = 4  # pixels a frame: Mario runs at 2.5
 FAR = 10  # times what is possible
+SURE = 0.02  # nats of entropy; no policy that learned 1-1 has come below 0.2
 
 
 class Diverged(RuntimeError):
@@ -38,7 +39,8 @@ class Watch:
         # Unimix leaves this much entropy to a policy that is sure everywhere.
         other = behavior.unimix_ratio / actions
         sure = 1 - (actions - 1) * other
-        self.entropy_limit = 1.1 * -(sure * math.log(sure) + (actions - 1) * other * math.log(other or 1)) + 1e-3
+        mixture = -(sure * math.log(sure) + (actions - 1) * other * math.log(other or 1))
+        self.entropy_limit = max(SURE, 1.1 * mixture)
         self.episodes: deque[Episode] = deque(maxlen=RECENT)
         self._row: dict[str, float] = {}
         self._sure = 0  # logs in a row

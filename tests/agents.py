@@ -32,6 +32,7 @@ def agent_config(**changes: dict[str, Any]) -> AgentConfig:
                 "discount": 0.97,
                 "discount_lambda": 0.95,
                 "entropy": 3e-3,
+                "entropy_final": None,
                 "unimix_ratio": 0.01,
                 "normalize": "returns",
                 "return_decay": 0.99,

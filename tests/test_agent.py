@@ -266,6 +266,17 @@ def test_the_actors_unit_is_the_spread_of_returns_or_of_advantages(normalize):
             assert loss.item() == pytest.approx(-(dream.weights * advantage * log_prob).mean().item(), rel=1e-4)
 
 
+def test_the_actors_loss_has_the_entropy_at_its_weight():
+    behavior = small_agent(behavior={"entropy": 0.01, "entropy_final": 0.0001}).actor_critic
+    policy, nothing = OneHot(torch.randn(4, 3, 7)), torch.zeros(4, 3)
+    dream = Dream(None, policy.sample(), policy, None, None, nothing, nothing, nothing)
+    entropy = policy.entropy().mean().item()
+    for done, weight in ((0.0, 0.01), (0.5, 0.001), (1.0, 0.0001)):
+        behavior.anneal(done)
+        loss, _ = behavior._actor_loss(dream, *map(torch.tensor, (0.0, 1.0)))
+        assert loss.item() == pytest.approx(-weight * entropy)
+
+
 def test_slow_critic_follows_at_its_pace():
     agent = small_agent(behavior={"slow_target_update": 3, "slow_target_fraction": 0.25})
     behavior = agent.actor_critic

@@ -249,7 +249,8 @@ def states_equal(one, two) -> None:
 @pytest.mark.parametrize("estimator", ["reinforce", "both"])
 @pytest.mark.parametrize("cut", [37, 118, 240])
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, cut: int, estimator: str):
-    changes = {"behavior": {"imag_gradient": estimator}, "train_ratio": 16.0, "batch_length": 8}
+    behavior = {"imag_gradient": estimator, "entropy_final": 3e-5}
+    changes = {"behavior": behavior, "train_ratio": 16.0, "batch_length": 8}
     updates_at_cut = None
     straight, first = make_training(**changes), []
     for progress in straight.run(320):
@@ -301,6 +302,24 @@ def test_pretraining_takes_no_decision_and_goes_on_where_it_was(tmp_path: Path):
     for _ in resumed.run(straight.counters.decisions):
         pass
     states_equal(straight.state_dict(), resumed.state_dict())
+
+
+def test_entropy_weighs_less_by_equal_factors_after_the_seed_data():
+    """It stays through the updates on seed data, whose decisions do not count, and comes to its last at the end."""
+    behavior = {**TINY["behavior"], "entropy": 0.08, "entropy_final": 0.005}
+    collected = make_training(batch_length=8, **{**TINY, "behavior": behavior})
+    for _ in collected.run(60):
+        pass
+    config = dataclasses.replace(collected.config, train_ratio=64.0, pretrain=3)
+    parts = collected.agent, collected.replay, collected.rollout, config, collected.streams, collected.rng
+    training = Training(*parts, Counters(decisions=collected.counters.decisions))
+    seeded, weights = training.counters.decisions, []
+    for progress in training.run(seeded + 64):
+        weights += [(progress.counters.decisions - seeded, training.agent.actor_critic.entropy_weight.item())]
+    assert [weight for decisions, weight in weights if decisions == 0] == [pytest.approx(0.08)] * 3
+    later = [(decisions, weight) for decisions, weight in weights if decisions]
+    assert later == [(decisions, pytest.approx(0.08 * 16 ** (-decisions / 64))) for decisions, _ in later]
+    assert later[-1] == (64, pytest.approx(0.005))
 
 
 def test_evaluation_between_rounds_changes_nothing():

@@ -62,6 +62,16 @@ def test_unimix_decides_how_sure_a_policy_can_be(watching):
     assert least < watching.entropy_limit < 1.3 * least
 
 
+def test_a_policy_without_unimix_has_a_limit_too(watching):
+    drawn = params.load()
+    blindless = Watch(dataclasses.replace(drawn, behavior=dataclasses.replace(drawn.behavior, unimix_ratio=0.0)), 7, "")
+    for _ in range(5):
+        blindless.check(SOUND | {"policy_entropy": 0.05}, 0)
+    with pytest.raises(Diverged, match=r"collapsed to 0\.01"):
+        for _ in range(watch.PATIENCE):
+            blindless.check(SOUND | {"policy_entropy": 0.01}, 0)
+
+
 def test_one_line_a_minute_with_rates_since_the_last(watching, monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(watch.time, "monotonic", lambda: now[0])
