@@ -1,5 +1,6 @@
 """The agent: acts in the game, and updates all it has learned from one batch."""
 
+import copy
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -57,12 +58,18 @@ class Agent(nn.Module):
                     module.kernels = kernels.load()
 
     @functools.cached_property
+    def learner(self) -> WorldModel:
+        """What the world model's loss changes. With `model_average` it is no part of the weights, which are its moving
+        average, but of what training keeps, as the optimizers' moments are."""
+        return copy.deepcopy(self.world_model) if self.config.behavior.model_average else self.world_model
+
+    @functools.cached_property
     def optimizers(self) -> dict[str, "_Optimizer"]:
         """By network. Made when first used: torch takes a second and a half over its first optimizer, in which it loads
         its compiler, and who only plays needs none."""
         config = self.config.optimizers
         return {
-            "model": _Optimizer(self.world_model, config.model),
+            "model": _Optimizer(self.learner, config.model),
             "actor": _Optimizer(self.actor_critic.actor, config.actor),
             "critic": _Optimizer(self.actor_critic.critic, config.critic),
         }
@@ -89,7 +96,15 @@ class Agent(nn.Module):
         metrics, states = self._learn(*map(self._to_device, parts))
         self.updates += 1
         self.actor_critic.update_slow_critic(self.updates)
+        self._average()
         return metrics, State(*states)
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Moves the world model towards the learner: their plain mean at first, so that it forgets how it began."""
+        if kept := self.config.behavior.model_average:
+            share = max(1 - kept, 1 / self.updates)
+            torch._foreach_lerp_(list(self.world_model.parameters()), list(self.learner.parameters()), share)
 
     def _to_device(self, array: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(array)
@@ -123,7 +138,7 @@ class Agent(nn.Module):
         def learn(part: slice, share: float) -> tuple[dict[str, list[Tensor]], dict[str, Tensor], State]:
             context = State(stoch[part].long(), deter[part])
             with self.autocast():
-                loss, metrics, states = self.world_model.loss(*(x[part] for x in inputs), context, uniform_post[part])
+                loss, metrics, states = self.learner.loss(*(x[part] for x in inputs), context, uniform_post[part])
             return *self._shares(share, {"model": loss}, metrics), states
 
         gradients, measured, states = zip(*self._parts.map(learn, rows, shares), strict=True)
@@ -189,12 +204,15 @@ class Agent(nn.Module):
         """Weights, optimizers and counter: all that the next update depends on but the random state."""
         return {
             "weights": self.state_dict(),
+            "learner": self.learner.state_dict() if self.learner is not self.world_model else None,
             "optimizers": {name: optimizer.adam.state_dict() for name, optimizer in self.optimizers.items()},
             "updates": self.updates,
         }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
         self.load_state_dict(state["weights"])
+        if state["learner"]:
+            self.learner.load_state_dict(state["learner"])
         for name, optimizer in self.optimizers.items():
             optimizer.adam.load_state_dict(state["optimizers"][name])
         self.updates = state["updates"]

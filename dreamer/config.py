@@ -174,6 +174,7 @@ class LossConfig(Config):
 class BehaviorConfig(Config):
     """Imagination, actor and critic (section 3.2)."""
 
+    model_average: float  # imagination and play take the world model's moving average: share kept at each update
     imag_horizon: int
     imag_starts: int  # the first so many time steps of each sequence are starts; 0: all
     imag_gradient: Literal["reinforce", "dynamics", "both"]
@@ -199,6 +200,7 @@ class BehaviorConfig(Config):
             self,
             0,
             1,
+            "model_average",
             "imag_gradient_mix",
             "discount",
             "discount_lambda",

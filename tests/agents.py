@@ -27,7 +27,13 @@ def agent_config(**changes: dict[str, Any]) -> AgentConfig:
             "continue_scale": 1.0,
         },
         "behavior": {
-            **{"imag_horizon": 10, "imag_starts": 0, "imag_gradient": "reinforce", "imag_gradient_mix": 0.5},
+            **{
+                "model_average": 0.0,
+                "imag_horizon": 10,
+                "imag_starts": 0,
+                "imag_gradient": "reinforce",
+                "imag_gradient_mix": 0.5,
+            },
             **{
                 "discount": 0.97,
                 "discount_lambda": 0.95,

@@ -362,6 +362,38 @@ def test_the_world_model_overfits_one_batch():
     assert error[2] < 20  # imagined
 
 
+def vector(network: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+
+
+def test_imagination_and_play_take_the_world_models_moving_average():
+    """At first the plain mean of all weights so far, then the geometric one; what learns is what would learn alone."""
+    plain, averaging = (small_agent(behavior={"model_average": kept}) for kept in (0.0, 0.75))
+    averaging.load_state_dict(plain.state_dict())
+    learned, average = [], None
+    for seed in range(6):
+        batch = random_batch(seed=seed)
+        for agent in (plain, averaging):
+            torch.manual_seed(seed)
+            agent.update(batch)
+        weights = vector(plain.world_model)
+        assert torch.equal(weights, vector(averaging.learner))
+        learned.append(weights)
+        average = torch.stack(learned).mean(0) if len(learned) <= 4 else 0.75 * average + 0.25 * weights
+        found = vector(averaging.world_model)
+        torch.testing.assert_close(found, average)
+        assert len(learned) == 1 or not torch.equal(found, weights)
+    assert averaging.state_dict().keys() == plain.state_dict().keys()  # a checkpoint to play from has the average alone
+    batch = random_batch(seed=9)
+    for agent in (plain, averaging):
+        agent.actor_critic.load_state_dict(plain.actor_critic.state_dict())
+    seen = []
+    for agent in (plain, averaging):
+        torch.manual_seed(9)
+        seen.append(agent.update(batch)[0])
+    assert seen[0]["model_loss"] == seen[1]["model_loss"] and seen[0]["imag_reward"] != seen[1]["imag_reward"]
+
+
 @pytest.mark.parametrize("asked, taken", [(3, 3), (0, 8), (20, 8)])
 def test_the_starts_of_imagination_can_be_limited(asked, taken):
     agent = small_agent(behavior={"imag_starts": asked})
