@@ -162,7 +162,7 @@ class ActorCritic(nn.Module):
     def anneal(self, done: float) -> None:
         """Sets what changes with time: the entropy's weight, when `done` of the training, 0 to 1, is over."""
         first, last = self.config.entropy, self.config.entropy_final
-        self.entropy_weight.fill_(first if last is None else first * (last / first) ** done)
+        self.entropy_weight.fill_(first if last is None else first + (last - first) * done)
 
     @torch.no_grad()
     def update_slow_critic(self, updates: int) -> None:

@@ -182,7 +182,7 @@ class BehaviorConfig(Config):
     discount: float
     discount_lambda: float
     entropy: float  # weight of the policy's entropy when training begins
-    entropy_final: float | None  # and when it ends, by equal factors in between; None: the same
+    entropy_final: float | None  # and when it ends, evenly in between; None: the same
     unimix_ratio: float  # share of the uniform distribution in the policy
     normalize: Literal["returns", "advantages"]  # whose spread is the actor's unit
     return_decay: float  # of the percentile normalization's moving average
@@ -193,9 +193,8 @@ class BehaviorConfig(Config):
     def problems(self):
         yield from below(self, 1, "imag_horizon", "slow_target_update")
         yield from below(self, 0, "imag_starts", "entropy")
-        if self.entropy_final is not None and (self.entropy_final <= 0 or not self.entropy):
-            ends = f"{self.entropy} to {self.entropy_final}"
-            yield "entropy_final", f"equal factors lead between positive weights, not from {ends}; null: entropy stays"
+        if self.entropy_final is not None:
+            yield from below(self, 0, "entropy_final")
         yield from outside(
             self,
             0,

@@ -304,7 +304,7 @@ def test_pretraining_takes_no_decision_and_goes_on_where_it_was(tmp_path: Path):
     states_equal(straight.state_dict(), resumed.state_dict())
 
 
-def test_entropy_weighs_less_by_equal_factors_after_the_seed_data():
+def test_entropy_weighs_less_and_less_after_the_seed_data():
     """It stays through the updates on seed data, whose decisions do not count, and comes to its last at the end."""
     behavior = {**TINY["behavior"], "entropy": 0.08, "entropy_final": 0.005}
     collected = make_training(batch_length=8, **{**TINY, "behavior": behavior})
@@ -318,7 +318,7 @@ def test_entropy_weighs_less_by_equal_factors_after_the_seed_data():
         weights += [(progress.counters.decisions - seeded, training.agent.actor_critic.entropy_weight.item())]
     assert [weight for decisions, weight in weights if decisions == 0] == [pytest.approx(0.08)] * 3
     later = [(decisions, weight) for decisions, weight in weights if decisions]
-    assert later == [(decisions, pytest.approx(0.08 * 16 ** (-decisions / 64))) for decisions, _ in later]
+    assert later == [(decisions, pytest.approx(0.08 - 0.075 * decisions / 64)) for decisions, _ in later]
     assert later[-1] == (64, pytest.approx(0.005))
 
 
