@@ -88,9 +88,9 @@ def test_other_settings_rerun_what_uses_them(tree, params):
     edit(tree, "behavior: {imag_horizon: 3}", "behavior: {imag_horizon: 3, entropy: 0.01}")
     assert changed(tree) == {"train", "report"}  # itself, and what shows it; those between follow from its outs
     edit(tree, "behavior: {imag_horizon: 3, entropy: 0.01}", "behavior: {imag_horizon: 3}")
-    edit(tree, "\n  entropy: 0.001\n", "\n  entropy: 0.01\n")  # of the defaults
+    edit(tree, "\n  entropy: 0.001 ", "\n  entropy: 0.01 ")  # of the defaults
     assert changed(tree) == {"train", "report"}
-    edit(tree, "\n  entropy: 0.01\n", "\n  entropy: 0.001\n")
+    edit(tree, "\n  entropy: 0.01 ", "\n  entropy: 0.001 ")
     edit(tree, "\n  fps: 20\n", "\n  fps: 12\n")
     assert changed(tree) == {"render", "report"}
 
