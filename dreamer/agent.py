@@ -123,6 +123,7 @@ class Agent(nn.Module):
     ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
         """All of `update` that happens on the device."""
         model, behavior = self.config.model, self.config.behavior
+        learner, optimizers = self.learner, self.optimizers  # which the first call makes, here and not in each part
         batch, length = is_first.shape
         is_first = torch.cat([is_first[:, :1] | ~known[:, None], is_first[:, 1:]], 1)
         inputs = (obs, self.one_hot(action), reward, is_first, is_terminal)
@@ -138,12 +139,12 @@ class Agent(nn.Module):
         def learn(part: slice, share: float) -> tuple[dict[str, list[Tensor]], dict[str, Tensor], State]:
             context = State(stoch[part].long(), deter[part])
             with self.autocast():
-                loss, metrics, states = self.learner.loss(*(x[part] for x in inputs), context, uniform_post[part])
+                loss, metrics, states = learner.loss(*(x[part] for x in inputs), context, uniform_post[part])
             return *self._shares(share, {"model": loss}, metrics), states
 
         gradients, measured, states = zip(*self._parts.map(learn, rows, shares), strict=True)
         metrics = _total(measured)
-        metrics["model_grad_norm"] = self.optimizers["model"].step(summed([each["model"] for each in gradients]))
+        metrics["model_grad_norm"] = optimizers["model"].step(summed([each["model"] for each in gradients]))
         with self.autocast():
             rssm = self.world_model.constant_rssm()
 
@@ -169,7 +170,7 @@ class Agent(nn.Module):
         gradients, measured = zip(*self._parts.map(behave, dreams, shares), strict=True)
         metrics.update(_total(measured))
         for name in ("actor", "critic"):
-            norm = self.optimizers[name].step(summed([each[name] for each in gradients]))
+            norm = optimizers[name].step(summed([each[name] for each in gradients]))
             metrics[f"{name}_grad_norm"] = norm
         return metrics, (torch.cat([each.index for each in states]), torch.cat([each.deter for each in states]))
 

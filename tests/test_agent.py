@@ -427,7 +427,7 @@ def test_an_update_in_parts_is_the_same_update(estimator):
     found = []
     for threads in (1, 2, 3):
         torch.manual_seed(0)
-        agent = small_agent(behavior={"imag_gradient": estimator}, optimizers=optimizers)
+        agent = small_agent(behavior={"imag_gradient": estimator, "model_average": 0.9}, optimizers=optimizers)
         agent._parts._threads = threads
         for seed in range(2):
             torch.manual_seed(seed)
