@@ -1,5 +1,6 @@
 """`python -m stages evidence`: the README's curves and tables, from committed CSV files and the shipped config.json."""
 
+import itertools
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -83,13 +84,14 @@ def blocks(runs: dict[str, Curves]) -> dict[str, str]:
 
 def figure(runs: dict[str, Curves]) -> Figure:
     """Clear rate, best x and return of the training episodes, against decisions (frames above) and against hours."""
-    drawn = Figure(figsize=(9, 7), layout="constrained")
+    drawn = Figure(figsize=(11, 7), layout="constrained")
+    colors = matplotlib.colormaps["tab20"].colors
     axes = drawn.subplots(3, 2, sharex="col", sharey="row")
-    for name, (episodes, _) in runs.items():
+    for color, (name, (episodes, _)) in zip(itertools.cycle(colors), runs.items(), strict=False):
         smooth = episodes[["clear", "best_x", "return"]].rolling(WINDOW, min_periods=1).mean()
         for column, clock in enumerate(("decisions", "hours")):
             for row, value in enumerate(smooth.columns):
-                axes[row, column].plot(episodes[clock], smooth[value], lw=1.3, label=name)
+                axes[row, column].plot(episodes[clock], smooth[value], lw=1.3, label=name, color=color)
     for row, label in enumerate(("clear rate", "best x, pixels", "return")):
         axes[row, 0].set_ylabel(label)
     for ax in axes[1]:
@@ -103,7 +105,7 @@ def figure(runs: dict[str, Curves]) -> Figure:
     above = axes[0, 0].secondary_xaxis("top", functions=(lambda x: x * FRAMES, lambda x: x / FRAMES))
     above.set_xlabel("frames, thousands")
     above.xaxis.set_major_formatter(lambda frames, _: f"{frames / 1000:.0f}")
-    axes[0, 1].legend(frameon=False, loc="upper left")
+    drawn.legend(handles=axes[0, 1].lines, frameon=False, loc="outside right upper")
     drawn.suptitle(f"Training episodes, means of {WINDOW}", fontsize=10)
     return drawn
 
