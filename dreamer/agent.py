@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from dreamer import kernels
 from dreamer.actor_critic import ActorCritic, Dream
 from dreamer.captured import Captured
-from dreamer.config import AgentConfig, ComputeConfig, ConfigError, OptimizerConfig
+from dreamer.config import AgentConfig, ComputeConfig, ConfigError
 from dreamer.networks import NormSiLU, State, centered
+from dreamer.optimizer import Optimizer
 from dreamer.parts import Parts, summed
 from dreamer.replay import Batch, Context
 from dreamer.world_model import WorldModel
@@ -64,14 +65,14 @@ class Agent(nn.Module):
         return copy.deepcopy(self.world_model) if self.config.behavior.model_average else self.world_model
 
     @functools.cached_property
-    def optimizers(self) -> dict[str, "_Optimizer"]:
+    def optimizers(self) -> dict[str, Optimizer]:
         """By network. Made when first used: torch takes a second and a half over its first optimizer, in which it loads
         its compiler, and who only plays needs none."""
         config = self.config.optimizers
         return {
-            "model": _Optimizer(self.learner, config.model),
-            "actor": _Optimizer(self.actor_critic.actor, config.actor),
-            "critic": _Optimizer(self.actor_critic.critic, config.critic),
+            "model": Optimizer(self.learner, config.model, self.learner.image_matrices(), config.muon_lr),
+            "actor": Optimizer(self.actor_critic.actor, config.actor),
+            "critic": Optimizer(self.actor_critic.critic, config.critic),
         }
 
     def autocast(self) -> torch.autocast:
@@ -206,7 +207,7 @@ class Agent(nn.Module):
         return {
             "weights": self.state_dict(),
             "learner": self.learner.state_dict() if self.learner is not self.world_model else None,
-            "optimizers": {name: optimizer.adam.state_dict() for name, optimizer in self.optimizers.items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "updates": self.updates,
         }
 
@@ -215,33 +216,12 @@ class Agent(nn.Module):
         if state["learner"]:
             self.learner.load_state_dict(state["learner"])
         for name, optimizer in self.optimizers.items():
-            optimizer.adam.load_state_dict(state["optimizers"][name])
+            optimizer.load_state_dict(state["optimizers"][name])
         self.updates = state["updates"]
 
 
 def _total(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([part[name] for part in parts]).sum(0) for name in parts[0]}
-
-
-class _Optimizer:
-    """Adam on one network, with its gradient clipped by global norm (section 5.8)."""
-
-    def __init__(self, network: nn.Module, config: OptimizerConfig):
-        self.parameters = list(network.parameters())
-        self.grad_clip = config.grad_clip
-        on_gpu = self.parameters[0].is_cuda
-        self.adam = torch.optim.Adam(self.parameters, lr=config.lr, eps=config.eps, fused=True, capturable=on_gpu)
-
-    def step(self, gradients: list[Tensor]) -> Tensor:
-        """Returns the gradient's norm before clipping."""
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            if gradient.stride() != parameter.stride():  # fused Adam walks through both as they lie in memory
-                gradient = torch.empty_like(parameter).copy_(gradient)
-            parameter.grad = gradient
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)
-        self.adam.step()
-        self.adam.zero_grad(set_to_none=True)
-        return norm
 
 
 class AgentPolicy:

@@ -224,6 +224,10 @@ class OptimizersConfig(Config):
     model: OptimizerConfig
     actor: OptimizerConfig
     critic: OptimizerConfig
+    muon_lr: float  # 0: Adam everywhere
+
+    def problems(self):
+        return below(self, 0, "muon_lr")
 
 
 @dataclass(frozen=True)

@@ -224,8 +224,7 @@ def training_charts(
         }
     )
     evaluations = evaluations.assign(eval_clear_percent=100 * evaluations["eval_clear_rate"])
-    optimizers = params["optimizers"].values()
-    clips = sorted({optimizer["grad_clip"] for optimizer in optimizers})
+    clips = sorted({params["optimizers"][name]["grad_clip"] for name in ("model", "actor", "critic")})
 
     def evaluation(title: str, columns: dict[str, str], **options) -> Chart:
         return lines(evaluations, clock, title, columns, best="best", **options)

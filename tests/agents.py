@@ -45,7 +45,10 @@ def agent_config(**changes: dict[str, Any]) -> AgentConfig:
             },
             **{"slow_target": True, "slow_target_update": 1, "slow_target_fraction": 0.02},
         },
-        "optimizers": {"model": {"lr": 1e-3, **adam}, "actor": {"lr": 3e-4, **adam}, "critic": {"lr": 1e-3, **adam}},
+        "optimizers": {
+            **{"model": {"lr": 1e-3, **adam}, "actor": {"lr": 3e-4, **adam}, "critic": {"lr": 1e-3, **adam}},
+            "muon_lr": 0.0,
+        },
     }
     return AgentConfig.from_dict({name: {**group, **changes.get(name, {})} for name, group in groups.items()})
 
