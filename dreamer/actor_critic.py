@@ -160,7 +160,7 @@ class ActorCritic(nn.Module):
         return (dream.weights * loss).mean()
 
     def anneal(self, done: float) -> None:
-        """Sets what changes with time: the entropy's weight, when `done` of the training, 0 to 1, is over."""
+        """Sets the entropy's weight, when `done` of the training, 0 to 1, is over."""
         first, last = self.config.entropy, self.config.entropy_final
         self.entropy_weight.fill_(first if last is None else first + (last - first) * done)
 

@@ -70,10 +70,17 @@ class Agent(nn.Module):
         its compiler, and who only plays needs none."""
         config = self.config.optimizers
         return {
-            "model": Optimizer(self.learner, config.model, self.learner.image_matrices(), config.muon_lr),
+            "model": Optimizer(self.learner, config.model),
             "actor": Optimizer(self.actor_critic.actor, config.actor),
             "critic": Optimizer(self.actor_critic.critic, config.critic),
         }
+
+    def anneal(self, done: float) -> None:
+        """Sets what changes with time, when `done` of the training, 0 to 1, is over: learning rates and the entropy's
+        weight."""
+        self.actor_critic.anneal(done)
+        for optimizer in self.optimizers.values():
+            optimizer.scale_lr(self.config.optimizers.lr_scale(done))
 
     def autocast(self) -> torch.autocast:
         # Each part casts for itself: a cast in common would belong to the graphs of all.

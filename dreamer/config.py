@@ -224,10 +224,15 @@ class OptimizersConfig(Config):
     model: OptimizerConfig
     actor: OptimizerConfig
     critic: OptimizerConfig
-    muon_lr: float  # 0: Adam everywhere
+    lr_decay: float  # share of training, the last, over which all learning rates fall evenly to a tenth; 0: they stay
 
     def problems(self):
-        return below(self, 0, "muon_lr")
+        return outside(self, 0, 1, "lr_decay")
+
+    def lr_scale(self, done: float) -> float:
+        """Of the learning rates, when `done` of the training, 0 to 1, is over."""
+        left = (1 - done) / self.lr_decay if self.lr_decay else 1.0
+        return 0.1 + 0.9 * min(1.0, left)
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ class Training:
         decision earns `train_ratio` replayed time steps when it is taken, before its step arrives; an update spends
         batch_size * batch_length of them. What changes with time does so from the first of these rounds to the last."""
         price = self.config.batch_size * self.config.batch_length
-        counters, anneal = self.counters, self.agent.actor_critic.anneal
+        counters, anneal = self.counters, self.agent.anneal
         anneal(0.0)
         while counters.updates < self.config.pretrain and self.replay.starts(self.config.batch_length):
             metrics = [self._update()]

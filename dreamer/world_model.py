@@ -72,17 +72,6 @@ class WorldModel(nn.Module):
             torch._foreach_copy_(list(self._constant[0].parameters()), list(self.rssm.parameters()))
         return self._constant[0]
 
-    def image_matrices(self) -> list[tuple[nn.Parameter, int]]:
-        """Weights between pixels and the state, all but those that pixels themselves meet; and how many rows make a
-        matrix: those of one categorical, or all."""
-        classes, rssm, drawn = self.sizes.classes, self.rssm, self.decoder
-        kernels = [layer.weight for layer in (*self.encoder.layers, *drawn.layers) if hasattr(layer, "kernel_size")]
-        whole = [*kernels[1:-1], rssm.post_deter.weight, rssm.post_embed.weight, drawn.linear.rest]
-        return [
-            *((weight, len(weight)) for weight in whole),
-            *((w, classes) for w in (rssm.post_out.weight, drawn.linear.stoch)),
-        ]
-
     def reward(self, state: State) -> TwoHot:
         return TwoHot(self.reward_head(state), self.config.buckets)
 

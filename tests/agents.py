@@ -47,7 +47,7 @@ def agent_config(**changes: dict[str, Any]) -> AgentConfig:
         },
         "optimizers": {
             **{"model": {"lr": 1e-3, **adam}, "actor": {"lr": 3e-4, **adam}, "critic": {"lr": 1e-3, **adam}},
-            "muon_lr": 0.0,
+            "lr_decay": 0.0,
         },
     }
     return AgentConfig.from_dict({name: {**group, **changes.get(name, {})} for name, group in groups.items()})

@@ -1,4 +1,4 @@
-"""Steps of Adam and Muon on real networks."""
+"""Gradient steps on real networks."""
 
 import pytest
 import torch
@@ -30,41 +30,29 @@ def test_gradients_reach_the_weights_however_they_lie_in_memory():
         assert torch.equal((old - new).sign(), gradient.sign())
 
 
-def test_muon_turns_the_image_matrices_alike_in_all_directions():
-    """In the gradient's own singular vectors an update is diagonal, with values near one where Adam's would differ; the
-    weights that nobody named to it move as Adam moves them."""
-    torch.manual_seed(0)
-    agent = small_agent(optimizers={"muon_lr": 0.01})
-    optimizer, named = agent.optimizers["model"], agent.learner.image_matrices()
-    names = {id(parameter): name for name, parameter in agent.learner.named_parameters()}
-    before = [parameter.detach().clone() for parameter in optimizer.parameters]
-    gradients = [1e-3 * torch.randn_like(parameter) for parameter in before]
-    optimizer.step([gradient.clone() for gradient in gradients])
-    moved = {
-        id(parameter): (old - parameter.detach(), gradient)
-        for old, parameter, gradient in zip(before, optimizer.parameters, gradients, strict=True)
-    }
-    for weight, rows in named:
-        for change, gradient in zip(*(part.flatten(1).split(rows) for part in moved.pop(id(weight))), strict=True):
-            scale = 0.01 * 0.2 * max(change.shape) ** 0.5
-            left, values, right = torch.linalg.svd(gradient, full_matrices=False)
-            turned = left.T @ change @ right.T / scale
-            strong = values > 0.3 * values[0]
-            name = names[id(weight)]
-            assert turned.diagonal()[strong].min() > 0.4 and turned.diagonal().max() < 1.4, name
-            assert (turned - torch.diag(turned.diagonal())).abs().max() < 0.05, name
-    for change, gradient in moved.values():
-        torch.testing.assert_close(change, 1e-3 * gradient / (gradient.abs() + 1e-8), rtol=1e-3, atol=1e-7)
+@pytest.mark.parametrize(
+    ("decay", "scales"), [(0.0, (1, 1, 1, 1)), (0.25, (1, 1, 0.55, 0.1)), (1.0, (1, 0.55, 0.2125, 0.1))]
+)
+def test_all_learning_rates_fall_to_a_tenth_over_the_last_share_of_training(decay: float, scales: tuple[float, ...]):
+    """Adam's first step is the learning rate whatever the gradient's size, so it tells what the rate is."""
+    for done, scale in zip((0.0, 0.5, 0.875, 1.0), scales, strict=True):
+        agent = small_agent(optimizers={"lr_decay": decay})
+        agent.anneal(done)
+        for name, optimizer in agent.optimizers.items():
+            before = [parameter.detach().clone() for parameter in optimizer.parameters]
+            optimizer.step([torch.full_like(parameter, 1e-3) for parameter in before])
+            step = scale * getattr(agent.config.optimizers, name).lr
+            for old, new in zip(before, optimizer.parameters, strict=True):
+                torch.testing.assert_close(old - new, torch.full_like(old, step), rtol=0.01, atol=2e-7)
 
 
-def test_muon_has_what_lies_between_image_and_state_and_nothing_of_the_dynamics():
-    model = small_agent().world_model
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    found = {names[id(weight)] for weight, _ in model.image_matrices()}
-    assert found == {
-        *(f"encoder.layers.{layer}.weight" for layer in (2, 4, 6)),
-        *(f"rssm.{name}.weight" for name in ("post_deter", "post_embed", "post_out")),
-        *("decoder.linear.stoch", "decoder.linear.rest"),
-        *(f"decoder.layers.{layer}.weight" for layer in (0, 2, 4)),
-    }
-    assert {rows for weight, rows in model.image_matrices() if len(weight) != rows} == {model.sizes.classes}
+def test_a_loaded_optimizer_steps_at_its_own_learning_rate():
+    """So a training that goes on with another rate has it, and what falls with time falls on after it was stopped."""
+    one, two = small_agent(), small_agent(optimizers={"actor": {"lr": 1e-2, "eps": 1e-8, "grad_clip": 100.0}})
+    one, two = one.optimizers["actor"], two.optimizers["actor"]
+    two.load_state_dict(one.state_dict())
+    two.scale_lr(0.5)
+    before = [parameter.detach().clone() for parameter in two.parameters]
+    two.step([torch.full_like(parameter, 1e-3) for parameter in before])
+    for old, new in zip(before, two.parameters, strict=True):
+        torch.testing.assert_close(old - new, torch.full_like(old, 5e-3), rtol=0.01, atol=2e-7)

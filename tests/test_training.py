@@ -250,7 +250,7 @@ def states_equal(one, two) -> None:
 @pytest.mark.parametrize("cut", [37, 118, 240])
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, cut: int, estimator: str):
     behavior = {"imag_gradient": estimator, "entropy_final": 3e-5, "model_average": 0.9}
-    changes = {"behavior": behavior, "optimizers": {"muon_lr": 1e-3}, "train_ratio": 16.0, "batch_length": 8}
+    changes = {"behavior": behavior, "optimizers": {"lr_decay": 0.5}, "train_ratio": 16.0, "batch_length": 8}
     updates_at_cut = None
     straight, first = make_training(**changes), []
     for progress in straight.run(320):
