@@ -15,10 +15,12 @@ from stages.card import results
 from stages.paths import ROOT
 
 CURVES = ROOT / "pretrained/curves"  # a directory for each training run, with its episodes.csv and evaluations.csv
-README, FIGURE = ROOT / "README.md", ROOT / "docs/learning.svg"
+README = ROOT / "README.md"
+FIRST, OTHERS = ROOT / "docs/learning.svg", ROOT / "docs/levels.svg"  # figures of 1-1 and of the other levels
 BUNDLE = ROOT / "pretrained"
 BLOCK = r"(?<=<!-- {0} -->\n).*?(?=<!-- /{0} -->)"
-FLAG = 3161  # best x of a cleared 1-1, in pixels
+LEVEL = re.compile(r"\d-\d(?=-)")  # before a run's name, where it is not 1-1
+CURRENT = "cpu-"  # then, of runs of the profile as it is
 WINDOW = 20  # training episodes in a running mean
 FRAMES = 4  # a decision
 STYLE = {"svg.hashsalt": "mario-dreamer", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
@@ -29,6 +31,12 @@ class Curves(NamedTuple):
 
     episodes: pd.DataFrame  # of training, those that began at the level's start
     evaluations: pd.DataFrame  # sampled, all from the start
+
+
+def level(run: str) -> str:
+    """That the run was trained on, from its name."""
+    found = LEVEL.match(run)
+    return found[0] if found else "1-1"
 
 
 def read(directory: Path = CURVES) -> dict[str, Curves]:
@@ -50,10 +58,8 @@ def read(directory: Path = CURVES) -> dict[str, Curves]:
 
 def table(runs: dict[str, Curves]) -> str:
     """Markdown, a row a run."""
-    lines = [
-        "| run | decisions | hours | best x | first clear | best evaluation | cleared, last 50 | their return |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    columns = ("run", "level", "decisions", "hours", "best x", "first clear", "best evaluation")
+    rows = [(*columns, "cleared, last 50", "their return"), ("---",) * (len(columns) + 2)]
     for name, (episodes, evaluations) in runs.items():
         end, last, clears = episodes.iloc[-1], episodes.tail(50), episodes[episodes.clear == 1]
         first = "none"
@@ -64,11 +70,9 @@ def table(runs: dict[str, Curves]) -> str:
         if len(evaluations):
             at = evaluations.loc[evaluations.eval_clear_rate.idxmax()]
             best = f"{at.eval_clear_rate:.0%} at {int(at.decisions):,}" if at.eval_clear_rate else "0%"
-        lines.append(
-            f"| {name} | {int(end.decisions):,} | {end.hours:.2f} | {episodes.best_x.max():,} | {first} | {best} "
-            f"| {last.clear.mean():.0%} | {last['return'].mean():,.0f} |"
-        )
-    return "\n".join(lines) + "\n"
+        done = f"{int(end.decisions):,}", f"{end.hours:.2f}", f"{episodes.best_x.max():,}", first, best
+        rows.append((name, level(name), *done, f"{last.clear.mean():.0%}", f"{last['return'].mean():,.0f}"))
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def block(name: str) -> re.Pattern[str]:
@@ -83,19 +87,22 @@ def blocks(runs: dict[str, Curves]) -> dict[str, str]:
 
 
 def figure(runs: dict[str, Curves]) -> Figure:
-    """Clear rate, best x and return of the training episodes, against decisions (frames above) and against hours."""
+    """Clear rate, best x and return of the training episodes, against decisions (frames above) and against hours. Runs
+    of the profile as it is are thick; dots are where a level's flag stands, where it was reached."""
     drawn = Figure(figsize=(11, 7), layout="constrained")
     colors = matplotlib.colormaps["tab20"].colors
     axes = drawn.subplots(3, 2, sharex="col", sharey="row")
     for color, (name, (episodes, _)) in zip(itertools.cycle(colors), runs.items(), strict=False):
         smooth = episodes[["clear", "best_x", "return"]].rolling(WINDOW, min_periods=1).mean()
+        width = 2.2 if CURRENT in name else 0.9
         for column, clock in enumerate(("decisions", "hours")):
             for row, value in enumerate(smooth.columns):
-                axes[row, column].plot(episodes[clock], smooth[value], lw=1.3, label=name, color=color)
+                axes[row, column].plot(episodes[clock], smooth[value], lw=width, label=name, color=color)
     for row, label in enumerate(("clear rate", "best x, pixels", "return")):
         axes[row, 0].set_ylabel(label)
-    for ax in axes[1]:
-        ax.axhline(FLAG, color="0.6", lw=0.8, ls=":")
+    flags = {level(name): run.best_x.max() for name, (run, _) in runs.items() if run.clear.any()}
+    for ax, flag in itertools.product(axes[1], flags.values()):
+        ax.axhline(flag, color="0.6", lw=0.8, ls=":")
     for ax in axes[0]:
         ax.set_ylim(-0.02, 1.02)
     for ax in axes.flat:
@@ -110,11 +117,20 @@ def figure(runs: dict[str, Curves]) -> Figure:
     return drawn
 
 
+def figures(runs: dict[str, Curves]) -> dict[Path, dict[str, Curves]]:
+    """The runs that each figure shows, by its path."""
+    first = {name: run for name, run in runs.items() if level(name) == "1-1"}
+    others = {name: run for name, run in runs.items() if name not in first}
+    return {path: of for path, of in ((FIRST, first), (OTHERS, others)) if of}
+
+
 def main() -> None:
     runs = read()
     with matplotlib.rc_context(STYLE):
-        FIGURE.parent.mkdir(exist_ok=True)
-        figure(runs).savefig(FIGURE, metadata={"Date": None}, facecolor="white")
+        for path, of in figures(runs).items():
+            path.parent.mkdir(exist_ok=True)
+            figure(of).savefig(path, metadata={"Date": None}, facecolor="white")
+            print(f"written: {path.relative_to(ROOT)}")
     text = README.read_text()
     for name, content in blocks(runs).items():
         if not block(name).search(text):
@@ -122,4 +138,4 @@ def main() -> None:
         text = block(name).sub(lambda _, content=content: content, text)
         print(content)
     README.write_text(text)
-    print(f"written to {README.name} and {FIGURE.relative_to(ROOT)}")
+    print(f"written: {README.name}")

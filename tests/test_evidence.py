@@ -14,7 +14,7 @@ def test_the_readme_says_what_the_files_say():
 
 
 def test_the_table_counts_from_the_files(tmp_path):
-    run = tmp_path / "1-1 seed 3"
+    run = tmp_path / "2-1-seed3"
     run.mkdir()
     clear = [0] * 60 + [1] * 40
     columns = {"frames": [400 * k for k in range(100)], "decisions": [100 * k for k in range(100)]}
@@ -27,7 +27,8 @@ def test_the_table_counts_from_the_files(tmp_path):
     evaluations.to_csv(run / "evaluations.csv", index=False)
     *_, row = evidence.table(evidence.read(tmp_path)).strip().splitlines()
     assert (
-        row == "| 1-1 seed 3 | 9,900 | 0.99 | 3,161 | after 6,000 decisions, 36 minutes | 85% at 6,500 | 80% | 3,320 |"
+        row
+        == "| 2-1-seed3 | 2-1 | 9,900 | 0.99 | 3,161 | after 6,000 decisions, 36 minutes | 85% at 6,500 | 80% | 3,320 |"
     )
 
 
@@ -42,11 +43,20 @@ def test_a_run_without_a_clear_and_no_run_at_all_say_so(tmp_path):
 
 
 def test_the_figure_has_a_line_a_run_in_each_of_six_charts():
-    runs = evidence.read()
+    runs = evidence.figures(evidence.read())[evidence.FIRST]
     drawn = evidence.figure(runs)
     lines = [[line for line in ax.lines if len(line.get_xdata()) > 2] for ax in drawn.axes]
     assert [len(of) for of in lines] == [len(runs)] * 6
     first = next(iter(runs.values()))
     assert list(lines[0][0].get_xdata()) == list(first.episodes.decisions)
+    flag = [line.get_ydata()[0] for line in drawn.axes[2].lines if len(line.get_xdata()) == 2]
+    assert flag == [3161]
     last = first.episodes["return"].tail(evidence.WINDOW).mean()
     assert lines[4][0].get_ydata()[-1] == pytest.approx(last)
+
+
+def test_other_levels_have_a_figure_of_their_own():
+    runs = evidence.read()
+    figures = evidence.figures({**runs, "1-3-cpu-seed0": runs["champion-seed0"]})
+    assert "1-3-cpu-seed0" in figures[evidence.OTHERS] and "1-3-cpu-seed0" not in figures[evidence.FIRST]
+    assert set(runs) <= set(figures[evidence.FIRST]) | set(figures[evidence.OTHERS])
