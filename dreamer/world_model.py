@@ -8,40 +8,10 @@ from torch import Tensor, nn
 
 from dreamer.config import LossConfig, ModelConfig
 from dreamer.distributions import BUCKETS, OneHot, TwoHot
+from dreamer.image_loss import image_loss
 from dreamer.networks import MLP, Decoder, Encoder, Sizes, State, StateLinear, centered, tiles, untiled
 from dreamer.rssm import RSSM, kl_loss
 from dreamer.unrolled import compute_dtype
-
-
-class ImageLoss(torch.autograd.Function):
-    """Squared error of each image, (N,) float32, from its predicted mean and the image as `tiles`, (N, 32, 32, 2, 6).
-
-    With `focus` p > 0, each pixel weighs as its own error to the power p, |e|^p, in units that leave the image's error
-    what it is. Sprites of a dozen pixels are then not lost among thousands that are nearly right, and the model learns
-    to see them sooner. The weights are constants.
-
-    Keeps the weighted difference in the type of `mean`, and nothing else.
-    """
-
-    @staticmethod
-    def forward(ctx, mean: Tensor, target: Tensor, focus: float) -> Tensor:
-        difference = mean - target
-        if focus:
-            pixels = difference.unflatten(-1, (2, 3))
-            squares = pixels.square().sum(-1, keepdim=True)
-            weights = squares ** (focus / 2)
-            whole = torch.linalg.vecdot(weights.flatten(1), squares.flatten(1))
-            unit = squares.flatten(1).sum(1) / whole.clamp(min=torch.finfo(torch.float32).tiny)
-            weighted = (pixels * (weights * unit.view(-1, 1, 1, 1, 1, 1))).view_as(difference)
-        else:
-            weighted = difference
-        ctx.save_for_backward(weighted.to(mean.dtype))
-        return torch.linalg.vecdot(weighted.flatten(1), difference.flatten(1))
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (weighted,) = ctx.saved_tensors
-        return weighted * (2 * gradient).to(weighted.dtype).view(-1, 1, 1, 1, 1), None, None
 
 
 class WorldModel(nn.Module):
@@ -102,10 +72,8 @@ class WorldModel(nn.Module):
         pixels = centered(obs)
         post, state = self.rssm.observe(self.encoder(pixels), action, is_first, context, uniform)
         prior = self.rssm.prior(state.deter)
-        mean, target = self.decoder(state).flatten(0, 1), tiles(pixels).flatten(0, 1)
-        error = ImageLoss.apply(mean, target, self.losses.image_focus)
+        flat, target = state.map(lambda part: part.flatten(0, 1)), tiles(pixels).flatten(0, 1)
         parts = {
-            "image_loss": error.view(reward.shape),
             "reward_loss": -self.reward(state).log_prob(reward),
             "continue_loss": F.binary_cross_entropy_with_logits(
                 self.continue_logit(state), 1.0 - is_terminal.float(), reduction="none"
@@ -116,7 +84,8 @@ class WorldModel(nn.Module):
             post, prior, self.losses.free_nats, self.losses.dyn_scale, self.losses.rep_scale, self.config.unimix_ratio
         )
         assert all(part.shape == reward.shape for part in parts.values())
-        parts = {name: part.mean() for name, part in parts.items()}
+        image = image_loss(self.decoder, flat, target, self.losses.image_focus)
+        parts = {"image_loss": image, **{name: part.mean() for name, part in parts.items()}}
         loss = torch.stack([scales.get(name, 1.0) * part for name, part in parts.items()]).sum()
         with torch.no_grad():
             unimix = self.config.unimix_ratio
