@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dreamer.config import BehaviorConfig, ModelConfig
+from dreamer.config import BehaviorConfig, ModelConfig, left_of
 from dreamer.distributions import BUCKETS, OneHot, TwoHot
 from dreamer.networks import MLP, Sizes, State
 from dreamer.returns import ReturnNormalizer, discount_weights, lambda_return
@@ -162,7 +162,8 @@ class ActorCritic(nn.Module):
     def anneal(self, done: float) -> None:
         """Sets the entropy's weight, when `done` of the training, 0 to 1, is over."""
         first, last = self.config.entropy, self.config.entropy_final
-        self.entropy_weight.fill_(first if last is None else first + (last - first) * done)
+        left = left_of(self.config.entropy_decay, done)
+        self.entropy_weight.fill_(first if last is None else last + (first - last) * left)
 
     @torch.no_grad()
     def update_slow_critic(self, updates: int) -> None:

@@ -182,7 +182,8 @@ class BehaviorConfig(Config):
     discount: float
     discount_lambda: float
     entropy: float  # weight of the policy's entropy when training begins
-    entropy_final: float | None  # and when it ends, evenly in between; None: the same
+    entropy_final: float | None  # and when it ends; None: the same
+    entropy_decay: float  # share of training, the last, over which it falls evenly
     unimix_ratio: float  # share of the uniform distribution in the policy
     normalize: Literal["returns", "advantages"]  # whose spread is the actor's unit
     return_decay: float  # of the percentile normalization's moving average
@@ -203,6 +204,7 @@ class BehaviorConfig(Config):
             "imag_gradient_mix",
             "discount",
             "discount_lambda",
+            "entropy_decay",
             "unimix_ratio",
             "return_decay",
             "slow_target_fraction",
@@ -219,6 +221,11 @@ class OptimizerConfig(Config):
         return below(self, 0, *self.names())
 
 
+def left_of(decay: float, done: float) -> float:
+    """What is left, 1 to 0, of what falls evenly over the last share `decay` of training, `done` of which is over."""
+    return min(1.0, (1 - done) / decay) if decay else 1.0
+
+
 @dataclass(frozen=True)
 class OptimizersConfig(Config):
     model: OptimizerConfig
@@ -231,8 +238,7 @@ class OptimizersConfig(Config):
 
     def lr_scale(self, done: float) -> float:
         """Of the learning rates, when `done` of the training, 0 to 1, is over."""
-        left = (1 - done) / self.lr_decay if self.lr_decay else 1.0
-        return 0.1 + 0.9 * min(1.0, left)
+        return 0.1 + 0.9 * left_of(self.lr_decay, done)
 
 
 @dataclass(frozen=True)

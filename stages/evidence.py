@@ -20,7 +20,7 @@ FIRST, OTHERS = ROOT / "docs/learning.svg", ROOT / "docs/levels.svg"  # figures 
 BUNDLE = ROOT / "pretrained"
 BLOCK = r"(?<=<!-- {0} -->\n).*?(?=<!-- /{0} -->)"
 LEVEL = re.compile(r"\d-\d(?=-)")  # before a run's name, where it is not 1-1
-CURRENT = "cpu-"  # then, of runs of the profile as it is
+WHOLE = re.compile(r"(\d-\d-)?(even|decay)-")  # runs of one command from beginning to end
 WINDOW = 20  # training episodes in a running mean
 FRAMES = 4  # a decision
 STYLE = {"svg.hashsalt": "mario-dreamer", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
@@ -88,13 +88,13 @@ def blocks(runs: dict[str, Curves]) -> dict[str, str]:
 
 def figure(runs: dict[str, Curves]) -> Figure:
     """Clear rate, best x and return of the training episodes, against decisions (frames above) and against hours. Runs
-    of the profile as it is are thick; dots are where a level's flag stands, where it was reached."""
+    of one command from beginning to end are thick; dots are where a level's flag stands, where it was reached."""
     drawn = Figure(figsize=(11, 7), layout="constrained")
     colors = matplotlib.colormaps["tab20"].colors
     axes = drawn.subplots(3, 2, sharex="col", sharey="row")
     for color, (name, (episodes, _)) in zip(itertools.cycle(colors), runs.items(), strict=False):
         smooth = episodes[["clear", "best_x", "return"]].rolling(WINDOW, min_periods=1).mean()
-        width = 2.2 if CURRENT in name else 0.9
+        width = 2.2 if WHOLE.match(name) else 0.9
         for column, clock in enumerate(("decisions", "hours")):
             for row, value in enumerate(smooth.columns):
                 axes[row, column].plot(episodes[clock], smooth[value], lw=width, label=name, color=color)

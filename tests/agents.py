@@ -39,6 +39,7 @@ def agent_config(**changes: dict[str, Any]) -> AgentConfig:
                 "discount_lambda": 0.95,
                 "entropy": 3e-3,
                 "entropy_final": None,
+                "entropy_decay": 1.0,
                 "unimix_ratio": 0.01,
                 "normalize": "returns",
                 "return_decay": 0.99,

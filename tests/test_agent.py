@@ -266,12 +266,15 @@ def test_the_actors_unit_is_the_spread_of_returns_or_of_advantages(normalize):
             assert loss.item() == pytest.approx(-(dream.weights * advantage * log_prob).mean().item(), rel=1e-4)
 
 
-def test_the_actors_loss_has_the_entropy_at_its_weight():
-    behavior = small_agent(behavior={"entropy": 0.01, "entropy_final": 0.0001}).actor_critic
+@pytest.mark.parametrize(
+    ("decay", "weights"), [(1.0, (0.01, 0.00505, 0.0013375, 0.0001)), (0.25, (0.01, 0.01, 0.00505, 0.0001))]
+)
+def test_the_actors_loss_has_the_entropy_at_its_weight(decay: float, weights: tuple[float, ...]):
+    behavior = small_agent(behavior={"entropy": 0.01, "entropy_final": 0.0001, "entropy_decay": decay}).actor_critic
     policy, nothing = OneHot(torch.randn(4, 3, 7)), torch.zeros(4, 3)
     dream = Dream(None, policy.sample(), policy, None, None, nothing, nothing, nothing)
     entropy = policy.entropy().mean().item()
-    for done, weight in ((0.0, 0.01), (0.5, 0.00505), (1.0, 0.0001)):
+    for done, weight in zip((0.0, 0.5, 0.875, 1.0), weights, strict=True):
         behavior.anneal(done)
         loss, _ = behavior._actor_loss(dream, *map(torch.tensor, (0.0, 1.0)))
         assert loss.item() == pytest.approx(-weight * entropy)
