@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from dreamer.networks import State
 
-_CHUNK = 64  # images that a CPU draws at once
+_CHUNK = 128  # images that a CPU draws at once
 
 
 class ImageDistance(torch.autograd.Function):
