@@ -2,12 +2,14 @@
 
 Where episodes end early, nearly all of them are about the first screens. Begun at places drawn evenly from all that any
 episode has reached, they are about the whole level, long before an agent can play through it. Begun shortly before the
-place where an agent has lately failed, they are about what it has to learn next.
+place where an agent has lately failed, and cut off once they have left it behind, they are about what it has to learn
+next.
 """
 
 import bisect
 import copy
 import json
+import math
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ from dreamer.config import ArchiveConfig
 
 _FAILURES = 16  # the latest, which are practised
 _RUN_UP = 8  # places: practice begins at most so many before a failure
+_BEYOND = 8  # places: practice ends so many after it
 _SURVIVED = 16  # decisions that an episode must have lived on: from a moment closer to its end, hardly anyone would
 
 
@@ -38,16 +41,24 @@ class Archive:
         """Options of `reset` for an episode: with probability `share` a place and a way there.
 
         With probability `practice` the place is one of the last ones up to a failure, else any, each equally likely.
+        The options of such an episode also have `until`, the best x at which it has `passed`.
         """
         rng = np.random.default_rng(seed)
         if rng.random() >= self.config.share or not self.places:
             return {}
-        places = sorted(self.places)
+        places, end = sorted(self.places), {}
         if rng.random() < self.config.practice and self.failures:
-            to = bisect.bisect_right(places, self.failures[rng.integers(len(self.failures))])
+            failure = self.failures[rng.integers(len(self.failures))]
+            to = bisect.bisect_right(places, failure)
             places = places[max(to - _RUN_UP, 0) : to] or places[:1]
+            end = {"until": (max(failure, places[-1]) + _BEYOND) * self.config.cell}
         ways = self.places[places[rng.integers(len(places))]]
-        return dict(ways[rng.integers(len(ways))])
+        return {**ways[rng.integers(len(ways))], **end}
+
+    @staticmethod
+    def passed(options: dict[str, Any], info: dict[str, Any]) -> bool:
+        """Whether an episode that practises has left behind what it was to practise, and may end."""
+        return info["best_x"] >= options.get("until", math.inf)
 
     def fail(self, info: dict[str, Any]) -> None:
         """An episode from the start has ended and not cleared the level; `info` is the environment's."""

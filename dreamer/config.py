@@ -276,7 +276,9 @@ class ArchiveConfig(Config):
     """Episodes that begin where earlier ones have been (`dreamer.archive`), while collecting and training alone."""
 
     share: float  # of the episodes; 0: all begin at the level's start
-    practice: float  # of those, how many begin shortly before where one from the start has lately failed
+    practice: (
+        float  # of those, how many go from shortly before to shortly after where one from the start has lately failed
+    )
     cell: int  # pixels of a place
     kept: int  # ways to get there, the newest, of each place
 

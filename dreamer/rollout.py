@@ -195,6 +195,8 @@ class Rollout:
             obs, reward, terminated, truncated, episode.info = env.step(action)
             episode.total_reward += float(reward)
             episode.decisions += 1
+            if self.archive and not (terminated or truncated) and self.archive.passed(episode.options, episode.info):
+                truncated, episode.info = True, {**episode.info, "outcome": "passed"}
         now.obs[i], now.action[i], now.reward[i] = obs, action, reward
         now.is_first[i], now.is_last[i], now.is_terminal[i] = start, terminated or truncated, terminated
 

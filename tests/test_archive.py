@@ -82,6 +82,48 @@ def test_practice_begins_shortly_before_a_failure():
     assert min(len(always.draw(seed)["actions"]) for seed in range(999)) == 1  # the first place there is
 
 
+def test_practice_ends_once_it_has_left_the_failure_behind():
+    archive = Archive(ArchiveConfig(share=1.0, practice=1.0, cell=10, kept=1))
+    walk(archive, 39)
+    assert not any("until" in archive.draw(seed) for seed in range(99))  # none has failed yet, so none practises
+    archive.fail({"best_x": 129})
+    assert {archive.draw(seed)["until"] for seed in range(99)} == {200}  # 8 places after the 12th
+    archive.failures.clear()
+    archive.fail({"best_x": 3})  # before the first place there is, so they begin at that
+    assert {archive.draw(seed)["until"] for seed in range(99)} == {90}
+    both = Archive(ArchiveConfig(share=1.0, practice=0.5, cell=10, kept=1))
+    walk(both, 39)
+    both.fail({"best_x": 129})
+    assert 0.45 < sum("until" in both.draw(seed) for seed in range(999)) / 999 < 0.55
+
+
+def test_an_episode_of_practice_is_cut_off_and_its_value_goes_on():
+    """With the real game, in which blind play often gets past 64 pixels more."""
+    archive = Archive(ArchiveConfig(share=0.9, practice=0.5, cell=8, kept=2))
+    rollout = Rollout([make_env(CONFIG)], RandomPolicy([0, 1, 2, 2, 4, 0, 0], 3), episode_seeds(3, "cut"), archive)
+    ended, terminal = [], []
+    while len(ended) < 40:
+        steps, new, _ = rollout.step()
+        ended += new
+        terminal += [bool(steps.is_terminal[0])] * len(new)
+    kinds = {"passed": 0, "practised to its end": 0, "other": 0}
+    for episode, is_terminal in zip(ended, terminal, strict=True):
+        until, outcome = episode.options.get("until"), episode.info["outcome"]
+        if until is None:
+            assert outcome != "passed"
+            kinds["other"] += 1
+        elif outcome == "passed":
+            assert episode.info["best_x"] >= until and not is_terminal and not episode.info["clear"]
+            kinds["passed"] += 1
+        else:
+            assert is_terminal == (outcome in ("death", "flag"))
+            assert episode.info["best_x"] < until or is_terminal
+            kinds["practised to its end"] += 1
+    assert min(kinds.values()) > 0, kinds
+    assert all(way.keys() == {"noops", "actions"} for ways in archive.places.values() for way in ways)
+    rollout.stop()
+
+
 def test_what_fails_is_an_episode_from_the_start_that_does_not_clear():
     archive = Archive(ArchiveConfig(share=0.5, practice=0.5, cell=64, kept=2))
     rollout = Rollout([make_env(CONFIG)], RandomPolicy([0, 1, 2, 2, 4, 0, 0], 3), episode_seeds(3, "fail"), archive)
