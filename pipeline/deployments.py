@@ -61,13 +61,22 @@ def _of_profile() -> str:
 
 def _ask(server: str, what: str) -> list[dict]:
     import requests
+    from urllib3.util import Retry
 
+    # 503 is how Prefect says that its database is locked; its own client asks again, too.
+    busy = Retry(
+        total=None, connect=0, read=0, status=4, backoff_factor=1, status_forcelist=[503], allowed_methods=None
+    )
     authorization = os.environ.get("PREFECT_API_AUTH_STRING", "")
     user, _, password = authorization.partition(":")
     try:
-        answer = requests.post(
-            f"{server}/{what}", json={}, timeout=10, auth=(user, password) if authorization else None
-        )
+        with requests.Session() as session:
+            session.mount(server, requests.adapters.HTTPAdapter(max_retries=busy))
+            answer = session.post(
+                f"{server}/{what}", json={}, timeout=10, auth=(user, password) if authorization else None
+            )
+    except requests.exceptions.RetryError:
+        raise TryAgain(f"{server}: the Prefect server is too busy to answer (503); try again in a minute") from None
     except requests.RequestException:
         raise TryAgain(f"{server}: no Prefect server answers; start it: prefect server start") from None
     if answer.status_code in (401, 403):

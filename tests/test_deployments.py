@@ -1,15 +1,20 @@
 """prefect.yaml's deployments on a real server with a real worker: a schedule that fires, overlaps, cancelling."""
 
+import http.server
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 import requests
 from clones import environment, run
 from test_flow import SAVES, WAITS, Server, gone, toy, wait_for
+
+from pipeline import deployments
+from pipeline.errors import TryAgain
 
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
@@ -127,6 +132,36 @@ def test_without_a_server_the_remedy_is_told(deployed):
     done = run(deployed.tree, "mario", "deploy", env={"PREFECT_API_URL": "http://127.0.0.1:9/api"})
     assert done.returncode == 75
     assert "no Prefect server answers" in done.stderr
+
+
+@pytest.mark.parametrize("locked", [2, 9])
+def test_a_server_with_a_locked_database_is_asked_again(monkeypatch, locked):
+    """It says 503 then, and none can be made to at will: this one does so the first few times."""
+    answers = []
+
+    class Locked(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            answers.append(200 if len(answers) >= locked else 503)
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(answers[-1])
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"[]")
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Locked) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{server.server_port}/api")
+        monkeypatch.setattr("urllib3.util.retry.Retry.sleep", lambda *_: None)
+        if locked == 2:
+            assert deployments.api().endswith("/api") and answers == [503, 503, 200]
+        else:
+            with pytest.raises(TryAgain, match="too busy to answer"):
+                deployments.api()
+            assert answers == [503] * 5
+        server.shutdown()
 
 
 def test_doctor_says_what_there_is_and_what_to_do(deployed):

@@ -14,6 +14,8 @@ import pytest
 import requests
 import yaml
 from clones import ROOT, commit, environment, run
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
 
 from pipeline import engine, repro, settings, workspace
 from pipeline.errors import TryAgain, UserError
@@ -106,14 +108,22 @@ def toy(tree: Path, stages: dict[str, list[str]]) -> Path:
     return tree
 
 
+def ask(url: str, body: dict):
+    """Of Prefect's API, as its own client asks it: again after a 503, by which it means a locked database."""
+    again = Retry(total=8, backoff_factor=0.5, status_forcelist=[503], allowed_methods=None)
+    with requests.Session() as session:
+        session.mount("http://", HTTPAdapter(max_retries=again))
+        answer = session.post(url, json=body, timeout=60)
+    answer.raise_for_status()
+    return answer.json()
+
+
 class Server:
     def __init__(self, env: dict[str, str]):
         self.env, self.url = env, env["PREFECT_API_URL"]
 
-    def ask(self, what: str, **body) -> list[dict]:
-        answer = requests.post(f"{self.url}/{what}", json=body, timeout=60)
-        answer.raise_for_status()
-        return answer.json()
+    def ask(self, what: str, **body):
+        return ask(f"{self.url}/{what}", body)
 
     def state(self, flow_run: str) -> tuple[str, str, str]:
         state = requests.get(f"{self.url}/flow_runs/{flow_run}", timeout=60).json()["state"]
@@ -131,10 +141,7 @@ class Server:
         return {row["key"]: row["data"] for row in rows}
 
     def cancel(self, flow_run: str) -> None:
-        state = {"type": "CANCELLING", "name": "Cancelling"}
-        requests.post(
-            f"{self.url}/flow_runs/{flow_run}/set_state", json={"state": state}, timeout=60
-        ).raise_for_status()
+        self.ask(f"flow_runs/{flow_run}/set_state", state={"type": "CANCELLING", "name": "Cancelling"})
 
 
 @pytest.fixture(scope="module")

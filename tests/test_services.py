@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import requests
 from clones import free_port, run
-from test_flow import toy
+from test_flow import ask, toy
 
 
 class Services:
@@ -34,9 +34,7 @@ class Services:
         assert done.returncode == 0, done.stderr + self.compose("logs", "--tail", "60").stdout
 
     def ask(self, what: str, **body):
-        answer = requests.post(f"http://127.0.0.1:{self.prefect}/api/{what}", json=body, timeout=60)
-        answer.raise_for_status()
-        return answer.json()
+        return ask(f"http://127.0.0.1:{self.prefect}/api/{what}", body)
 
 
 @pytest.fixture
