@@ -276,9 +276,7 @@ class ArchiveConfig(Config):
     """Episodes that begin where earlier ones have been (`dreamer.archive`), while collecting and training alone."""
 
     share: float  # of the episodes; 0: all begin at the level's start
-    practice: (
-        float  # of those, how many go from shortly before to shortly after where one from the start has lately failed
-    )
+    practice: float  # of those, how many are about a place where one from the start has lately failed, and end after it
     cell: int  # pixels of a place
     kept: int  # ways to get there, the newest, of each place
 

@@ -91,7 +91,8 @@ class Steps:
 
 @dataclass
 class Episode:
-    """What happened between a reset and an end. `info` is the environment's at the last step."""
+    """What happened between a reset and an end. `info` is the environment's at the last step; its outcome is "passed"
+    where `Archive.passed` ended the episode."""
 
     seed: int
     total_reward: float
