@@ -1,7 +1,6 @@
 """Actor and critic, learned in imagination (sections 2.6, 2.7 and 3.2)."""
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -104,17 +103,16 @@ class ActorCritic(nn.Module):
         return Dream(states, action, policy, prediction, reward, value, returns, weights)
 
     @torch.no_grad()
-    def unit(self, dreams: Sequence[Dream]) -> tuple[Tensor, Tensor]:
-        """What the advantages of these dreams are measured from and in: (offset, scale), scalars.
+    def unit(self, returns: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """What advantages are measured from and in: (offset, scale), scalars, from all that was dreamt, each (H, N).
 
         "returns" is section 3.2.2. The spread of returns is mostly that between states: it grows with what the agent
         achieves, while what one action changes does not, so the entropy's weight grows by as much. "advantages" takes
         their own spread and mean, as is usual with PPO.
         """
-        returns = torch.cat([dream.returns for dream in dreams], 1)
         if self.config.normalize == "returns":
             return returns.new_zeros(()), self.normalizer(returns)[1]
-        advantage = returns - torch.cat([dream.value for dream in dreams], 1)
+        advantage = returns - value
         return advantage.mean(), self.normalizer(advantage)[1]
 
     def losses(self, dream: Dream, unit: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

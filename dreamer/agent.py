@@ -2,7 +2,8 @@
 
 import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamer import kernels
-from dreamer.actor_critic import ActorCritic, Dream
+from dreamer.actor_critic import ActorCritic
 from dreamer.captured import Captured
 from dreamer.config import AgentConfig, ComputeConfig, ConfigError
-from dreamer.networks import NormSiLU, State, centered
+from dreamer.learning import Learning, Rows, mixed
+from dreamer.networks import Decoder, NormSiLU, State, centered
 from dreamer.optimizer import Optimizer
-from dreamer.parts import Parts, summed
 from dreamer.replay import Batch, Context
+from dreamer.team import Team
 from dreamer.world_model import WorldModel
 
 
@@ -49,13 +51,13 @@ class Agent(nn.Module):
         self.actor_critic = ActorCritic(config.model, config.behavior, self.world_model.sizes, actions)
         self.to(self.device)
         self.updates = 0
-        self._parts = Parts(self.device)
+        self._team: Team | None = None
         self._learn = self._update
         if compute.compile and self.device.type == "cuda":
             self._learn = Captured(self._update)
         elif compute.compile:
             for module in self.modules():
-                if isinstance(module, NormSiLU):
+                if isinstance(module, NormSiLU | Decoder):
                     module.kernels = kernels.load()
 
     @functools.cached_property
@@ -63,6 +65,21 @@ class Agent(nn.Module):
         """What the world model's loss changes. With `model_average` it is no part of the weights, which are its moving
         average, but of what training keeps, as the optimizers' moments are."""
         return copy.deepcopy(self.world_model) if self.config.behavior.model_average else self.world_model
+
+    @functools.cached_property
+    def learning(self) -> Learning:
+        """Gradients by this process alone."""
+        return Learning(self.world_model, self.learner, self.actor_critic, self.compute.precision)
+
+    @contextmanager
+    def team(self, size: int) -> Iterator[Team]:
+        """Within it, up to `size` processes share the updates, if the device is a CPU; see `Team`."""
+        self._team = Team(self.learning, size if self.device.type == "cpu" else 1)
+        try:
+            yield self._team
+        finally:
+            self._team.close()
+            self._team = None
 
     @functools.cached_property
     def optimizers(self) -> dict[str, Optimizer]:
@@ -83,9 +100,7 @@ class Agent(nn.Module):
             optimizer.scale_lr(self.config.optimizers.lr_scale(done))
 
     def autocast(self) -> torch.autocast:
-        # Each part casts for itself: a cast in common would belong to the graphs of all.
-        mixed = self.compute.precision == "bfloat16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=mixed, cache_enabled=False)
+        return mixed(self.device, self.compute.precision)
 
     def one_hot(self, action: Tensor) -> Tensor:
         """Indices (...) to (..., A) float; NO_ACTION becomes zeros."""
@@ -131,68 +146,24 @@ class Agent(nn.Module):
     ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
         """All of `update` that happens on the device."""
         model, behavior = self.config.model, self.config.behavior
-        learner, optimizers = self.learner, self.optimizers  # which the first call makes, here and not in each part
         batch, length = is_first.shape
         is_first = torch.cat([is_first[:, :1] | ~known[:, None], is_first[:, 1:]], 1)
-        inputs = (obs, self.one_hot(action), reward, is_first, is_terminal)
-        starts = min(behavior.imag_starts or length, length)
-        # Drawn here for all parts, so that which of them is faster decides nothing.
+        # Drawn here for all rows, so that it does not matter which process works on which.
         uniform_post = torch.rand(batch, length, model.stoch, device=self.device)
-        uniform_action = torch.rand(behavior.imag_horizon, batch, starts, device=self.device)
-        uniform_prior = torch.rand(*uniform_action.shape, model.stoch, device=self.device)
-
-        rows = self._parts.rows(batch)
-        shares = [(part.stop - part.start) / batch for part in rows]
-
-        def learn(part: slice, share: float) -> tuple[dict[str, list[Tensor]], dict[str, Tensor], State]:
-            context = State(stoch[part].long(), deter[part])
-            with self.autocast():
-                loss, metrics, states = learner.loss(*(x[part] for x in inputs), context, uniform_post[part])
-            return *self._shares(share, {"model": loss}, metrics), states
-
-        gradients, measured, states = zip(*self._parts.map(learn, rows, shares), strict=True)
-        metrics = _total(measured)
-        metrics["model_grad_norm"] = optimizers["model"].step(summed([each["model"] for each in gradients]))
-        with self.autocast():
-            rssm = self.world_model.constant_rssm()
-
-        def dream(part: slice, states: State) -> Dream:
-            start = states.map(lambda x: x[:, :starts].flatten(0, 1))
-            with self.autocast():
-                return self.actor_critic.dream(
-                    self.world_model,
-                    rssm,
-                    start,
-                    uniform_action[:, part].flatten(1, 2),
-                    uniform_prior[:, part].flatten(1, 2),
-                )
-
-        dreams = self._parts.map(dream, rows, states)
-        unit = self.actor_critic.unit(dreams)
-
-        def behave(each: Dream, share: float) -> tuple[dict[str, list[Tensor]], dict[str, Tensor]]:
-            with self.autocast():
-                actor_loss, critic_loss, metrics = self.actor_critic.losses(each, unit)
-            return self._shares(share, {"actor": actor_loss, "critic": critic_loss}, metrics)
-
-        gradients, measured = zip(*self._parts.map(behave, dreams, shares), strict=True)
-        metrics.update(_total(measured))
+        shape = behavior.imag_horizon, batch, min(behavior.imag_starts or length, length)
+        uniform_action = torch.rand(shape, device=self.device).movedim(0, 2)
+        uniform_prior = torch.rand(*shape, model.stoch, device=self.device).movedim(0, 2)
+        noise = uniform_post, uniform_action, uniform_prior
+        rows = Rows(obs, self.one_hot(action), reward, is_first, is_terminal, stoch, deter, *noise)
+        team = self._team or self.learning
+        gradients, metrics, states = team.learn(rows)
+        metrics["model_grad_norm"] = self.optimizers["model"].step(gradients["model"])
+        unit = self.actor_critic.unit(*team.dream())
+        gradients, measured = team.behave(unit)
+        metrics.update(measured)
         for name in ("actor", "critic"):
-            norm = optimizers[name].step(summed([each[name] for each in gradients]))
-            metrics[f"{name}_grad_norm"] = norm
-        return metrics, (torch.cat([each.index for each in states]), torch.cat([each.deter for each in states]))
-
-    def _shares(
-        self, share: float, losses: dict[str, Tensor], metrics: dict[str, Tensor]
-    ) -> tuple[dict[str, list[Tensor]], dict[str, Tensor]]:
-        """A part's share of the gradients, by optimizer, and of the metrics, all of which are means."""
-        gradients = {
-            name: list(
-                torch.autograd.grad(share * loss, self.optimizers[name].parameters, retain_graph=len(losses) > 1)
-            )
-            for name, loss in losses.items()
-        }
-        return gradients, {name: share * value for name, value in metrics.items()}
+            metrics[f"{name}_grad_norm"] = self.optimizers[name].step(gradients[name])
+        return metrics, states
 
     def policy(self, greedy: bool = False) -> "AgentPolicy":
         """A policy with a memory of its own. Greedy takes the modes of latent and action, else both are sampled."""
@@ -225,10 +196,6 @@ class Agent(nn.Module):
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
         self.updates = state["updates"]
-
-
-def _total(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.stack([part[name] for part in parts]).sum(0) for name in parts[0]}
 
 
 class AgentPolicy:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dreamer.agent import Agent
 from dreamer.config import AgentConfig, ComputeConfig, ConfigError
@@ -109,6 +110,8 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(_plain(item) for item in value)
+    if isinstance(value, Tensor) and value.nbytes != value.untyped_storage().nbytes():
+        return value.clone()  # else torch writes all that it is a view of
     if isinstance(value, np.ndarray):
         return torch.from_numpy(np.ascontiguousarray(value))
     if isinstance(value, np.generic):

@@ -1,10 +1,10 @@
 """The loss of the images that a decoder draws (section 3.1), in little memory."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dreamer.networks import State
-from dreamer.parts import summed
+from dreamer.kernels import Kernels
+from dreamer.networks import Decoder, State, untiled
 
 _CHUNK = 128  # images that a CPU draws at once
 
@@ -16,11 +16,16 @@ class ImageDistance(torch.autograd.Function):
     what it is. Sprites of a dozen pixels are then not lost among thousands that are nearly right, and the model learns
     to see them sooner. The weights are constants.
 
-    Keeps the weighted difference in the type of `mean`, and nothing else.
+    Keeps the weighted difference in the type of `mean`, and nothing else. If that is bfloat16, `kernels` find it, where
+    there are any.
     """
 
     @staticmethod
-    def forward(ctx, mean: Tensor, target: Tensor, focus: float) -> Tensor:
+    def forward(ctx, mean: Tensor, target: Tensor, focus: float, kernels: Kernels | None = None) -> Tensor:
+        if kernels and mean.dtype == torch.bfloat16:
+            distance, weighted = kernels.image_distance(mean, untiled(target), focus)
+            ctx.save_for_backward(weighted)
+            return distance
         with torch.autocast(mean.device.type, enabled=False):  # which would round the sums
             difference = mean - target
             if focus:
@@ -36,9 +41,9 @@ class ImageDistance(torch.autograd.Function):
             return torch.linalg.vecdot(weighted.flatten(1), difference.flatten(1))
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (weighted,) = ctx.saved_tensors
-        return weighted * (2 * gradient).to(weighted.dtype).view(-1, 1, 1, 1, 1), None, None
+        return weighted * (2 * gradient).to(weighted.dtype).view(-1, 1, 1, 1, 1), None, None, None
 
 
 class _Chunked(torch.autograd.Function):
@@ -48,7 +53,7 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx,
-        decoder: nn.Module,
+        decoder: Decoder,
         target: Tensor,
         focus: float,
         chunk: int,
@@ -61,12 +66,17 @@ class _Chunked(torch.autograd.Function):
         for some in (slice(at, at + chunk) for at in range(0, len(index), chunk)):
             inputs = [part[some].detach().requires_grad_() for part in (deter, probs)]
             with torch.enable_grad():
-                distance = ImageDistance.apply(decoder(State(index[some], *inputs)), target[some], focus)
+                distance = ImageDistance.apply(
+                    decoder(State(index[some], *inputs)), target[some], focus, decoder.kernels
+                )
                 error = distance.sum() / len(index)
             found = torch.autograd.grad(error, [*inputs, *weights])
             loss += error.detach()
             of_state.append(found[:2])
-            of_weights = summed([of_weights, found[2:]] if of_weights else [found[2:]])
+            if of_weights:
+                torch._foreach_add_(of_weights, found[2:])
+            else:
+                of_weights = found[2:]
         ctx.gradients = [*map(torch.cat, zip(*of_state, strict=True)), *of_weights]
         return loss
 
@@ -77,7 +87,7 @@ class _Chunked(torch.autograd.Function):
         return None, None, None, None, None, *gradients
 
 
-def image_loss(decoder: nn.Module, state: State, target: Tensor, focus: float, chunk: int | None = None) -> Tensor:
+def image_loss(decoder: Decoder, state: State, target: Tensor, focus: float, chunk: int | None = None) -> Tensor:
     """Mean of `ImageDistance` over the images that `decoder` draws of states, (). To be differentiated once.
 
     Args:
@@ -86,7 +96,7 @@ def image_loss(decoder: nn.Module, state: State, target: Tensor, focus: float, c
         chunk: images drawn at once; all of them on a GPU, if it is not given
     """
     if not torch.is_grad_enabled():
-        return ImageDistance.apply(decoder(state), target, focus).mean()
+        return ImageDistance.apply(decoder(state), target, focus, decoder.kernels).mean()
     if chunk is None:
         chunk = len(target) if target.is_cuda else _CHUNK
     return _Chunked.apply(decoder, target, focus, chunk, *state, *decoder.parameters())

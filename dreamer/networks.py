@@ -211,6 +211,8 @@ class ToPixels(nn.ConvTranspose2d):
 class Decoder(nn.Module):
     """A state to the mean of the image less a half, -0.5 to 0.5, as `tiles` (..., 32, 32, 2, 6)."""
 
+    kernels: Kernels | None = None  # for the loss of what it draws, see NormSiLU
+
     def __init__(self, sizes: Sizes, depth: int):
         super().__init__()
         channels = [depth << stage for stage in reversed(range(_STAGES))] + [3]

@@ -30,6 +30,7 @@ TOLD = {
     "dreamer.config.ConfigError",
     "dreamer.replay.ChunkError",
     "dreamer.checkpoint.CheckpointError",
+    "dreamer.team.WorkerError",
     "stages.progress.ProgressError",
     "stages.report.ReportError",
     "stages.render.RenderError",

@@ -12,10 +12,12 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -62,7 +64,7 @@ def random_batch(batch: int, length: int) -> Batch:
 def measure_size(size: str, config: AgentConfig, compute: ComputeConfig, repeats: int) -> dict[str, float]:
     """An update and its parts, acting for 1 and 8 environments (ms), peak memory (GB).
 
-    The parts are measured one after another on the whole batch; on a CPU an update does them on several threads, each
+    The parts are measured one after another on the whole batch; on a CPU an update does them in several processes, each
     with its share of the batch.
     """
     keep_freed_memory()
@@ -72,11 +74,14 @@ def measure_size(size: str, config: AgentConfig, compute: ComputeConfig, repeats
     )
     agent = Agent(replace(config, model=model), compute, len(ACTIONS))
     batch, device = random_batch(length, steps), agent.device
-    found = {"update": median_ms(lambda: agent.update(batch), device, repeats)}
-    if device.type == "cuda":
-        found["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
-    else:
-        found["memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    with agent.team(length) as team:
+        team.everywhere(keep_freed_memory)
+        found = {"update": median_ms(lambda: agent.update(batch), device, repeats)}
+        if device.type == "cuda":
+            found["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        else:  # what the processes share is counted once
+            peaks, shared = zip(*team.everywhere(_memory), strict=True)
+            found["memory_gb"] = sum(peaks) - sum(shared[1:])
     world, behavior = agent.world_model, agent.actor_critic
     obs, reward, first, last, action = (
         torch.as_tensor(x, device=device)
@@ -190,9 +195,15 @@ def measure_sampling() -> dict[str, float]:
     return found
 
 
+def _memory() -> tuple[float, float]:
+    """Of this process in GB: the peak of what it had, and how much of what it has it shares with others."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return peak, getattr(psutil.Process().memory_info(), "shared", 0) / 1e9
+
+
 def _alone(function: Callable[..., Any], *arguments: Any) -> Any:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def main() -> None:

@@ -18,9 +18,10 @@ from dreamer.archive import Archive
 from dreamer.mario import ACTIONS, make_env, rom_sha256
 from dreamer.replay import Replay, digest
 from dreamer.rollout import Episode, Rollout, Steps, episode_seeds, play_episodes
+from dreamer.team import Team
 from dreamer.training import Counters, Progress, Training
 from stages import git, open_loop, provenance, tracking
-from stages.allocator import give_back_holes
+from stages.allocator import give_back_holes, keep_freed_memory
 from stages.curves import Curve
 from stages.digest import dvc_md5
 from stages.interrupt import Interrupt, graceful
@@ -45,6 +46,8 @@ EVALUATION = ("eval_return", "eval_return_min", "eval_return_max", "eval_best_x"
 
 class Session:
     """One training run as the stage sees it: what is due, what is logged, what is saved."""
+
+    team: Team  # that does the updates, while `loop` runs
 
     def __init__(self, params: Params, work: Work, run: tracking.Run, interrupt: Interrupt):
         self.params, self.work, self.run, self.interrupt = params, work, run, interrupt
@@ -242,7 +245,7 @@ class Session:
             state["posterior"] = None
         checkpoint.save(self.work.path / "latest.pt", state)
         self.replay.prune(self.work.path / "replay")
-        give_back_holes()
+        self.team.everywhere(give_back_holes)
         self._saved = time.monotonic()
         self._pause_window()
 
@@ -343,13 +346,16 @@ def main() -> None:
     with graceful() as interrupt, tracking.run("train", params, {"data_sha256": data}, work.notes.get("run_id")) as run:
         work.note(run_id=run.run_id)
         session = Session(params, work, run, interrupt)
-        if resumed:
-            session.restore()
-            work.note(resumed=work.notes["resumed"] + 1)
-            print(
-                f"train: goes on at {session.frames} frames, {session.training.counters.updates} updates ({work.path})"
-            )
-        session.loop()
+        with session.agent.team(params.train.batch_size) as session.team:
+            session.team.everywhere(keep_freed_memory)
+            if resumed:
+                session.restore()
+                work.note(resumed=work.notes["resumed"] + 1)
+                print(
+                    f"train: goes on at {session.frames} frames, {session.training.counters.updates} updates "
+                    f"({work.path})"
+                )
+            session.loop()
         summary = {
             **session.clock(),
             "episodes": session.training.counters.episodes,

@@ -3,6 +3,7 @@
 import math
 import time
 from collections import deque
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -102,8 +103,19 @@ class Watch:
             parts.append(
                 f"last {len(best)} episodes: best x {sum(best) / len(best):.0f}, at most {max(best)}, {clears} cleared"
             )
-        parts.append(f"{psutil.Process().memory_info().rss / 1e9:.1f} GB")
+        parts.append(f"{_memory() / 1e9:.1f} GB")
         if frames:
             left = round((self.total - clock["frames"]) / frames / 60)
             parts.append(f"{left // 60}:{left % 60:02} h left")
         return f"{time.strftime('%H:%M')}  " + " | ".join(parts)
+
+
+def _memory() -> int:
+    """Bytes of this process and of those it started; what they share with it is counted once."""
+    process = psutil.Process()
+    total = process.memory_info().rss
+    for child in process.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            found = child.memory_info()
+            total += found.rss - getattr(found, "shared", 0)
+    return total

@@ -2,10 +2,13 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from dreamer.agent import Agent
 from dreamer.config import AgentConfig, ComputeConfig
+from dreamer.replay import Batch
+from dreamer.rollout import NO_ACTION
 
 CPU = ComputeConfig(device="cpu", precision="float32", compile=False)
 
@@ -67,3 +70,15 @@ def pressing(button: int, share: float = 20.0) -> Agent:
         output.bias.zero_()
         output.bias[button] = share
     return agent
+
+
+def random_batch(batch: int = 4, length: int = 8, seed: int = 0) -> Batch:
+    """Smooth random images, so that there is something to fit; an episode begins inside each sequence."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (batch, length, 4, 4, 3), dtype=np.uint8)
+    is_first = np.zeros((batch, length), bool)
+    is_first[:, length // 2] = True
+    is_last = np.roll(is_first, -1, axis=1)
+    action = np.where(is_first, NO_ACTION, rng.integers(0, 7, (batch, length)))
+    reward = rng.choice([-15.0, 0.0, 8.0, 1000.0], (batch, length)).astype(np.float32)
+    return Batch(coarse.repeat(16, 2).repeat(16, 3), action, reward, is_first, is_last, is_last.copy())

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from agents import CPU, agent_config, small_agent
+from agents import CPU, agent_config, random_batch, small_agent
 
 from dreamer.actor_critic import Dream
 from dreamer.agent import Agent
@@ -12,25 +12,11 @@ from dreamer.config import ComputeConfig, ConfigError
 from dreamer.distributions import OneHot
 from dreamer.mario import ACTIONS
 from dreamer.networks import State, ToPixels, centered, tiles, untiled
-from dreamer.replay import Batch
-from dreamer.rollout import NO_ACTION
 from stages.params import PATH, load
 
 DOCUMENT = {
     "model": {"deter": 512, "stoch": 32, "classes": 32, "hidden": 512, "depth": 32, "units": 512, "layers": 3},
 }
-
-
-def random_batch(batch: int = 4, length: int = 8, seed: int = 0) -> Batch:
-    """Smooth random images, so that there is something to fit; an episode begins inside each sequence."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 256, (batch, length, 4, 4, 3), dtype=np.uint8)
-    is_first = np.zeros((batch, length), bool)
-    is_first[:, length // 2] = True
-    is_last = np.roll(is_first, -1, axis=1)
-    action = np.where(is_first, NO_ACTION, rng.integers(0, 7, (batch, length)))
-    reward = rng.choice([-15.0, 0.0, 8.0, 1000.0], (batch, length)).astype(np.float32)
-    return Batch(coarse.repeat(16, 2).repeat(16, 3), action, reward, is_first, is_last, is_last.copy())
 
 
 def some_states(agent: Agent, *shape: int) -> State:
@@ -240,29 +226,24 @@ class TestGradients:
 
 @pytest.mark.parametrize("normalize", ["returns", "advantages"])
 def test_the_actors_unit_is_the_spread_of_returns_or_of_advantages(normalize):
-    """Against a plain float64 computation over two parts' dreams, for two updates in a row; the actor's loss too."""
+    """Against a plain float64 computation, for two updates in a row; the actor's loss too."""
     behavior = small_agent(behavior={"normalize": normalize, "return_decay": 0.75, "entropy": 0.0}).actor_critic
     average = np.zeros(2)
     for seed in (0, 1):
         torch.manual_seed(seed)
-        dreams = []
-        for n in (3, 5):
-            policy = OneHot(torch.randn(4, n, 7), 0.01)
-            value = 1000 * torch.rand(4, n)  # between states much varies, within one little
-            returns = value + 10 * torch.randn(4, n) + 40
-            action, weights = policy.sample(), torch.rand(4, n)
-            dreams.append(Dream(None, action, policy, None, None, value, returns, weights))
-        offset, scale = behavior.unit(dreams)
-        returns, value = (np.concatenate([getattr(d, of).double() for d in dreams], 1) for of in ("returns", "value"))
-        measured = returns if normalize == "returns" else returns - value
+        policy = OneHot(torch.randn(4, 8, 7), 0.01)
+        value = 1000 * torch.rand(4, 8)  # between states much varies, within one little
+        returns = value + 10 * torch.randn(4, 8) + 40
+        dream = Dream(None, policy.sample(), policy, None, None, value, returns, torch.rand(4, 8))
+        offset, scale = behavior.unit(returns, value)
+        measured = (returns if normalize == "returns" else returns - value).double().numpy()
         average = 0.75 * average + 0.25 * np.quantile(measured, [0.05, 0.95])
         assert scale.item() == pytest.approx(average[1] - average[0], rel=1e-5)
         assert offset.item() == pytest.approx(0.0 if normalize == "returns" else measured.mean(), rel=1e-4)
-        for dream in dreams:
-            loss, _ = behavior._actor_loss(dream, offset, scale)
-            advantage = ((dream.returns - dream.value).double() - offset.item()) / scale.item()
-            log_prob = (dream.policy.log_prob(dream.action)).double()
-            assert loss.item() == pytest.approx(-(dream.weights * advantage * log_prob).mean().item(), rel=1e-4)
+        loss, _ = behavior._actor_loss(dream, offset, scale)
+        advantage = ((returns - value).double() - offset.item()) / scale.item()
+        log_prob = policy.log_prob(dream.action).double()
+        assert loss.item() == pytest.approx(-(dream.weights * advantage * log_prob).mean().item(), rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -357,30 +338,6 @@ def test_the_starts_of_imagination_can_be_limited(asked, taken):
     )
     agent.update(random_batch(batch=4, length=8))
     assert sum(starts for starts, _ in seen) == 4 * taken == sum(drawn for _, drawn in seen)
-
-
-@pytest.mark.parametrize("estimator", ["reinforce", "dynamics"])
-def test_an_update_in_parts_is_the_same_update(estimator):
-    """Of 5 rows among 1, 2 and 3 threads: shares that are not equal. An eps above rounding, as Adam's first steps have
-    a gradient's sign only, and that of one that is nothing but rounding is anyone's."""
-    smooth = {"lr": 1e-3, "eps": 1e-3, "grad_clip": 100.0}
-    optimizers = {"model": smooth, "actor": smooth, "critic": smooth}
-    found = []
-    for threads in (1, 2, 3):
-        torch.manual_seed(0)
-        agent = small_agent(behavior={"imag_gradient": estimator, "model_average": 0.9}, optimizers=optimizers)
-        agent._parts._threads = threads
-        for seed in range(2):
-            torch.manual_seed(seed)
-            metrics, states = agent.update(random_batch(batch=5, seed=seed))
-        weights = {name: value for name, value in agent.named_parameters() if "initial" not in name}
-        found.append((metrics, states, weights))
-    for metrics, states, weights in found[1:]:
-        assert torch.equal(states.index, found[0][1].index)
-        for name, value in metrics.items():
-            torch.testing.assert_close(value, found[0][0][name], rtol=1e-3, atol=1e-5, msg=name)
-        for name, value in weights.items():
-            torch.testing.assert_close(value, found[0][2][name], rtol=1e-4, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])

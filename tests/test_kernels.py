@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from dreamer import kernels
+from dreamer.image_loss import ImageDistance
+from dreamer.networks import tiles
 
 EPS = 1e-3
 
@@ -59,6 +61,39 @@ def test_extremes_do_not_overflow_and_nan_stays():
         y[0, 0].abs() < 1e-30 and y[0, 1] > 400
     )  # silu of a large negative number is 0, of a large positive one itself
     assert y[2].isnan().all()
+
+
+@pytest.mark.parametrize("focus", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_image_distance_equals_torchs(focus, threads):
+    """Of a random image, of one that is right in all but a sprite, and of one that is right everywhere."""
+    torch.manual_seed(0)
+    target = torch.rand(3, 64, 64, 3)
+    drawn = torch.rand(3, 64, 64, 3)
+    drawn[1:] = target[1:] = target[1:].bfloat16().float()
+    drawn[1, 20:30, 40:45] += 0.3
+    mean = tiles(drawn).bfloat16().contiguous()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    found = []
+    for dtype, library in ((torch.bfloat16, kernels.load()), (torch.float32, None)):
+        leaf = mean.to(dtype).requires_grad_()
+        error = ImageDistance.apply(leaf, tiles(target), focus, library)
+        found.append((error, *torch.autograd.grad((error * torch.tensor([1.0, 2.0, 3.0])).sum(), leaf)))
+    torch.set_num_threads(before)
+    (fast, fast_gradient), (exact, gradient) = found
+    torch.testing.assert_close(fast, exact, rtol=1e-5, atol=0)
+    assert fast[2] == 0 and not fast_gradient[2].any()
+    for one, other in zip(fast_gradient, gradient, strict=True):  # rounded twice to bfloat16's 8 bits
+        assert (one.float() - other).norm() <= 2**-7 * other.norm()
+
+
+def test_a_nan_in_an_image_is_in_its_distance():
+    mean, target = torch.zeros(2, 32, 32, 2, 6).bfloat16(), torch.zeros(2, 64, 64, 3)
+    mean[1, 3, 4, 0, 5] = float("nan")
+    for focus in (0.0, 2.0):
+        distance, weighted = kernels.load().image_distance(mean, target, focus)
+        assert distance[0] == 0 and distance[1].isnan() and weighted[1].isnan().any()
 
 
 def test_layouts_that_are_not_contiguous():
