@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import mlflow
+import psutil
 import pytest
 import torch
 from clones import copy, run
@@ -58,23 +59,24 @@ def tree(collected, tmp_path) -> Path:
     return Path(shutil.copytree(collected, tmp_path / "tree"))
 
 
-def train(tree: Path) -> subprocess.CompletedProcess[str]:
-    done = run(tree, "python", "-m", "stages", "train")
+def train(tree: Path, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    done = run(tree, "python", "-m", "stages", "train", env={"OMP_NUM_THREADS": str(processes)})
     assert done.returncode == 0, done.stderr
     assert "leaked" not in done.stderr
     return done
 
 
-def begin(tree: Path) -> subprocess.Popen:
-    """A train process that has written a checkpoint of its own and works on."""
+def begin(tree: Path, processes: int = 1) -> subprocess.Popen:
+    """A train process, the first of a group, that has written a checkpoint of its own and works on."""
     begun = time.time()
     process = subprocess.Popen(
         [sys.executable, "-m", "stages", "train"],
         cwd=tree,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": str(processes)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
     while not any(path.stat().st_mtime > begun for path in tree.glob(".mario/progress/train-*/latest.pt")):
         assert process.poll() is None, process.communicate()[0]
@@ -161,6 +163,25 @@ def test_interrupted_training_goes_on_and_ends_the_same(tree, straight, signum):
     assert client.get_run(run_id).info.status == "FINISHED"
     logged = {metric.step for metric in client.get_metric_history(run_id, "model_loss")}
     assert logged >= set(range(700, 3001, 100))
+
+
+def test_a_team_of_processes_interrupted_goes_on_and_ends_the_same(collected, tree, tmp_path):
+    """By Ctrl-C, which a terminal sends to all of them; and when the first is killed, the others end too."""
+    straight = Path(shutil.copytree(collected, tmp_path / "straight"))
+    train(straight, processes=2)
+    process = begin(tree, processes=2)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGINT, output
+    assert "Traceback" not in output and "leaked" not in output
+    process = begin(tree, processes=2)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len([each for each in family if "spawn_main" in " ".join(each.cmdline())]) == 1
+    process.kill()
+    process.communicate(timeout=120)
+    assert not psutil.wait_procs(family, timeout=60)[1]
+    assert "train: goes on at" in train(tree, processes=2).stdout
+    assert same(weights(tree), weights(straight))
 
 
 def test_changed_inputs_start_afresh_and_the_unfinished_stays(tree):
