@@ -2,10 +2,12 @@
 
 import itertools
 import os
+import shutil
 import signal
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +20,11 @@ from dreamer.learning import Gradients, Learning, Metrics, Rows
 
 _LARGEST = 4  # processes; beyond it they get several threads each
 _ALIGN = 16  # values, a cache line
+_SHARED = Path("/dev/shm")  # where Linux keeps shared memory
 
 
 class WorkerError(RuntimeError):
-    """A process of a team has ended or failed."""
+    """A process of a team has ended, or there is no room for a team."""
 
 
 class Team:
@@ -35,6 +38,9 @@ class Team:
     Args:
         learning: of this process; its weights move into shared memory
         size: processes in all, but no more than torch may use threads, which they share evenly
+
+    Raises:
+        WorkerError: shared memory is too small
     """
 
     def __init__(self, learning: Learning, size: int):
@@ -42,6 +48,7 @@ class Team:
         size = min(size, self._threads, _LARGEST)
         self._own, self._workers = learning, []
         if size > 1:
+            _check_room(learning, size - 1)
             _share(learning)
             self._workers = [_Worker(learning, self._threads // size) for _ in range(size - 1)]
             torch.set_num_threads(self._threads // size)
@@ -174,9 +181,26 @@ def _answer(learning: Learning, shared: Gradients, method: str, arguments: Seque
     return rest
 
 
+def _shared_networks(learning: Learning) -> list[nn.Module]:
+    return list({id(each): each for each in (learning.model, learning.learner, learning.actor_critic)}.values())
+
+
+def _check_room(learning: Learning, workers: int) -> None:
+    """Because what is too much for /dev/shm, of which containers have little, ends a process without a word."""
+    if not _SHARED.is_dir():
+        return
+    networks = _shared_networks(learning) + workers * list(learning.networks.values())
+    needed = sum(_size(parameter) for network in networks for parameter in network.parameters()) * 4
+    if needed > (free := shutil.disk_usage(_SHARED).free):
+        raise WorkerError(
+            f"{_SHARED}: {free / 1e6:.0f} MB are free, a team of processes needs {needed / 1e6:.0f}; make it larger "
+            "(in a container, runner.shared_memory or --shm-size), or let one do the updates (OMP_NUM_THREADS=1)"
+        )
+
+
 def _share(learning: Learning) -> None:
     """Moves all weights into shared memory, in place; each network is one mapping, of which its weights are views."""
-    for network in {id(each): each for each in (learning.model, learning.learner, learning.actor_critic)}.values():
+    for network in _shared_networks(learning):
         with torch.no_grad():
             for parameter, place in zip(network.parameters(), _places(network), strict=True):
                 parameter.data = place.copy_(parameter)
@@ -187,12 +211,17 @@ def _share(learning: Learning) -> None:
 def _places(network: nn.Module) -> list[Tensor]:
     """Shared memory for a network's parameters: zeros for each, laid out as the parameter is."""
     parameters = list(network.parameters())
-    sizes = [-(-parameter.numel() // _ALIGN) * _ALIGN for parameter in parameters]
+    sizes = [_size(parameter) for parameter in parameters]
     places = torch.zeros(sum(sizes)).share_memory_().split(sizes)
     return [
         place.as_strided(parameter.shape, parameter.stride(), place.storage_offset())
         for place, parameter in zip(places, parameters, strict=True)
     ]
+
+
+def _size(parameter: Tensor) -> int:
+    """Values, whole cache lines of them."""
+    return -(-parameter.numel() // _ALIGN) * _ALIGN
 
 
 def _add(total: Metrics, part: Metrics) -> None:

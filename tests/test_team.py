@@ -156,3 +156,30 @@ if __name__ == "__main__":
         assert training.poll() is None
         training.kill()
     assert not psutil.wait_procs(family, timeout=30)[1]
+
+
+def test_too_little_shared_memory_is_told_in_one_line(tmp_path):
+    """Where another /dev/shm can be mounted: by root."""
+    code = """
+import torch
+from agents import small_agent
+from dreamer.team import WorkerError
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    try:
+        with small_agent().team(2):
+            print("there was room")
+    except WorkerError as error:
+        print(error)
+"""
+    script = tmp_path / "training.py"
+    script.write_text(code)
+    mount = "mount -t tmpfs -o size=1m none /dev/shm"
+    if subprocess.run(["unshare", "--mount", "sh", "-c", mount], capture_output=True).returncode:
+        pytest.skip("needs root")
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
+    command = ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh", sys.executable, str(script)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert (
+        done.stdout.startswith("/dev/shm: 1 MB are free, a team of processes needs ") and done.stdout.count("\n") == 1
+    )
