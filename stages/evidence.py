@@ -101,8 +101,10 @@ def figure(runs: dict[str, Curves]) -> Figure:
     for row, label in enumerate(("clear rate", "best x, pixels", "return")):
         axes[row, 0].set_ylabel(label)
     flags = {level(name): run.best_x.max() for name, (run, _) in runs.items() if run.clear.any()}
-    for ax, flag in itertools.product(axes[1], flags.values()):
+    for ax, (of, flag) in itertools.product(axes[1], flags.items()):
         ax.axhline(flag, color="0.6", lw=0.8, ls=":")
+        place = {"xy": (0, flag), "xycoords": ax.get_yaxis_transform(), "va": "top", "fontsize": 7, "color": "0.4"}
+        ax.annotate(f" end of {of}", **place)
     for ax in axes[0]:
         ax.set_ylim(-0.02, 1.02)
     for ax in axes.flat:
