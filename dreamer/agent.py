@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -72,9 +72,9 @@ class Agent(nn.Module):
         return Learning(self.world_model, self.learner, self.actor_critic, self.compute.precision)
 
     @contextmanager
-    def team(self, size: int) -> Iterator[Team]:
+    def team(self, size: int, initializer: Callable[[], None] | None = None) -> Iterator[Team]:
         """Within it, up to `size` processes share the updates, if the device is a CPU; see `Team`."""
-        self._team = Team(self.learning, size if self.device.type == "cpu" else 1)
+        self._team = Team(self.learning, size if self.device.type == "cpu" else 1, initializer)
         try:
             yield self._team
         finally:

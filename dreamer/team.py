@@ -38,20 +38,22 @@ class Team:
     Args:
         learning: of this process; its weights move into shared memory
         size: processes in all, but no more than torch may use threads, which they share evenly
+        initializer: a function of a module, that each worker calls first
 
     Raises:
         WorkerError: shared memory is too small
     """
 
-    def __init__(self, learning: Learning, size: int):
+    def __init__(self, learning: Learning, size: int, initializer: Callable[[], None] | None = None):
         self._threads = torch.get_num_threads()
         size = min(size, self._threads, _LARGEST)
         self._own, self._workers = learning, []
         if size > 1:
             _check_room(learning, size - 1)
             _share(learning)
-            self._workers = [_Worker(learning, self._threads // size) for _ in range(size - 1)]
-            torch.set_num_threads(self._threads // size)
+            threads = self._threads // size
+            self._workers = [_Worker(learning, threads, initializer) for _ in range(size - 1)]
+            torch.set_num_threads(threads)
 
     def learn(self, rows: Rows) -> tuple[Gradients, Metrics, tuple[Tensor, Tensor]]:
         """As `Learning.learn`, of all rows."""
@@ -66,9 +68,7 @@ class Team:
         gradients, metrics, own = self._own.learn(rows.part(parts[-1]), shares[-1])
         found = []
         for worker in self._busy:
-            measured, (index, deter) = worker.answer()
-            _add(metrics, measured)
-            _add_all(gradients, worker.gradients, "model")
+            ((index, deter),) = worker.add_to(gradients, metrics)
             found.append((index, deter.to(own[1].dtype)))
         return gradients, metrics, tuple(map(torch.cat, zip(*found, own, strict=True)))
 
@@ -86,9 +86,7 @@ class Team:
             worker.ask("behave", unit)
         gradients, metrics = self._own.behave(unit)
         for worker in self._busy:
-            (measured,) = worker.answer()
-            _add(metrics, measured)
-            _add_all(gradients, worker.gradients, "actor", "critic")
+            worker.add_to(gradients, metrics)
         return gradients, metrics
 
     def everywhere(self, function: Callable[[], Any]) -> list[Any]:
@@ -108,11 +106,11 @@ class Team:
 class _Worker:
     """The other end of `_serve`."""
 
-    def __init__(self, learning: Learning, threads: int):
+    def __init__(self, learning: Learning, threads: int, initializer: Callable[[], None] | None):
         self.gradients = {name: _places(network) for name, network in learning.networks.items()}
         context = torch.multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        arguments = (theirs, learning, self.gradients, threads)
+        arguments = (theirs, learning, self.gradients, threads, initializer)
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
@@ -136,6 +134,15 @@ class _Worker:
             raise RuntimeError(f"in a worker process:\n{failure}")
         return _tensors(answer)
 
+    def add_to(self, gradients: Gradients, metrics: Metrics) -> list[Any]:
+        """Adds the answer's share of both, in place. Returns what else is in the answer."""
+        measured, *rest = self.answer()
+        for name, total in gradients.items():
+            torch._foreach_add_(total, self.gradients[name])
+        for name, value in measured.items():
+            metrics[name] = metrics[name] + value
+        return rest
+
     def _ended(self) -> None:
         self._process.join()
         code = self._process.exitcode
@@ -149,11 +156,19 @@ class _Worker:
         self._process.join()
 
 
-def _serve(connection: Connection, learning: Learning, gradients: Gradients, threads: int) -> None:
+def _serve(
+    connection: Connection,
+    learning: Learning,
+    gradients: Gradients,
+    threads: int,
+    initializer: Callable[[], None] | None,
+) -> None:
     """A worker's life: answers until the other end is closed. Ctrl-C is the other end's to act on."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(threads)
+    if initializer:
+        initializer()
     while True:
         try:
             method, arguments = connection.recv()
@@ -222,16 +237,6 @@ def _places(network: nn.Module) -> list[Tensor]:
 def _size(parameter: Tensor) -> int:
     """Values, whole cache lines of them."""
     return -(-parameter.numel() // _ALIGN) * _ALIGN
-
-
-def _add(total: Metrics, part: Metrics) -> None:
-    for name, value in part.items():
-        total[name] = total[name] + value
-
-
-def _add_all(total: Gradients, part: Gradients, *names: str) -> None:
-    for name in names:
-        torch._foreach_add_(total[name], part[name])
 
 
 def _arrays(tree: Any) -> Any:

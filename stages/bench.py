@@ -74,8 +74,7 @@ def measure_size(size: str, config: AgentConfig, compute: ComputeConfig, repeats
     )
     agent = Agent(replace(config, model=model), compute, len(ACTIONS))
     batch, device = random_batch(length, steps), agent.device
-    with agent.team(length) as team:
-        team.everywhere(keep_freed_memory)
+    with agent.team(length, keep_freed_memory) as team:
         found = {"update": median_ms(lambda: agent.update(batch), device, repeats)}
         if device.type == "cuda":
             found["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9

@@ -346,8 +346,7 @@ def main() -> None:
     with graceful() as interrupt, tracking.run("train", params, {"data_sha256": data}, work.notes.get("run_id")) as run:
         work.note(run_id=run.run_id)
         session = Session(params, work, run, interrupt)
-        with session.agent.team(params.train.batch_size) as session.team:
-            session.team.everywhere(keep_freed_memory)
+        with session.agent.team(params.train.batch_size, keep_freed_memory) as session.team:
             if resumed:
                 session.restore()
                 work.note(resumed=work.notes["resumed"] + 1)
