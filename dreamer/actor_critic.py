@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dreamer import recurrence
 from dreamer.config import BehaviorConfig, ModelConfig, left_of
 from dreamer.distributions import BUCKETS, OneHot, TwoHot
 from dreamer.networks import MLP, Sizes, State
@@ -62,6 +63,10 @@ class ActorCritic(nn.Module):
         Returns:
             states s_0 to s_H, (H + 1, N, ...), actions a_0 to a_{H-1} and the policy's logits of them, (H, N, A)
         """
+        if constant and recurrence.possible(rssm, self.actor):
+            unimix = self.config.unimix_ratio
+            states, action = recurrence.imagine(rssm, self.actor, unimix, start, uniform_action, uniform_state)
+            return states, action, self.actor(states.map(lambda part: part[:-1]))
         actor = self.actor.unrolled(*uniform_action.shape)
         states, actions, logits = [start], [], []
         for uniform_a, uniform_z in zip(uniform_action, uniform_state, strict=True):

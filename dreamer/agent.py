@@ -19,6 +19,7 @@ from dreamer.learning import Learning, Rows, mixed
 from dreamer.networks import Decoder, NormSiLU, State, centered
 from dreamer.optimizer import Optimizer
 from dreamer.replay import Batch, Context
+from dreamer.rssm import RSSM
 from dreamer.team import Team
 from dreamer.world_model import WorldModel
 
@@ -57,7 +58,7 @@ class Agent(nn.Module):
             self._learn = Captured(self._update)
         elif compute.compile:
             for module in self.modules():
-                if isinstance(module, NormSiLU | Decoder):
+                if isinstance(module, NormSiLU | Decoder | RSSM):
                     module.kernels = kernels.load()
 
     @functools.cached_property

@@ -1,5 +1,5 @@
-"""What a CPU does in bfloat16 in one pass over memory: LayerNorm with SiLU, the images' error. `kernels.c` is built
-once a machine.
+"""What a CPU does in bfloat16 by C of our own, built once a machine: LayerNorm with SiLU and the images' error, each in
+one pass over memory, and the recurrences (recurrence.py).
 
 Torch's own go over memory several times, and its sums of the weight gradients of a bfloat16 LayerNorm are bfloat16: at
 the sizes here they come out wrong by 3 to 30%. These sums are float32.
@@ -21,20 +21,26 @@ from torch import Tensor
 
 from dreamer.config import ConfigError
 
-_SOURCE = Path(__file__).with_name("kernels.c")
+_SOURCES = ("csrc/norm_silu.c", "csrc/image_distance.c", "csrc/recurrence.c")
+_HEADERS = ("csrc/lanes.h", "csrc/tiles.h")
 # Sums may be reordered, which is what makes them fast; infinities and NaN behave as they should.
-_FLAGS = ["-O3", "-march=native", "-fopenmp", "-fPIC", "-shared"]
+_FLAGS = ["-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-Wno-psabi"]
 _FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-freciprocal-math"]
 if platform.machine() in ("x86_64", "AMD64"):
     _FLAGS.append("-mprefer-vector-width=512")  # where there are such; compilers shy away from them on their own
-WIDEST = 4096  # columns
+UNIT = 16  # of the columns
 _SERIAL = 4096  # values below which a second thread costs more than it brings
 
 
 class Kernels:
-    """The built library."""
+    """The built library.
+
+    Attributes:
+        recurrent: the processor has matrix registers, which the recurrences need
+    """
 
     def __init__(self, library: ctypes.CDLL):
+        self.library, self.recurrent = library, bool(library.has_tiles())
         pointer, size = ctypes.c_void_p, ctypes.c_int64
         self._forward, self._backward = library.norm_silu_forward, library.norm_silu_backward
         self._forward.argtypes = [pointer] * 4 + [size, size, ctypes.c_float, ctypes.c_int]
@@ -53,9 +59,14 @@ class Kernels:
         """silu(layer_norm(x)) over the last dimension.
 
         Args:
-            x: (..., C) bfloat16 on the CPU, C at most `WIDEST`
+            x: (..., C) bfloat16 on the CPU, C a multiple of `UNIT`
             weight, bias: (C,) float32
+
+        Raises:
+            ValueError: C is no such multiple
         """
+        if x.shape[-1] % UNIT:
+            raise ValueError(f"{x.shape[-1]} columns, not a multiple of {UNIT}")
         return _NormSiLU.apply(x, weight, bias, eps, self)
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -113,7 +124,7 @@ def _threads(x: Tensor) -> int:
 
 @functools.cache
 def load() -> Kernels:
-    """Builds what is not built yet, in about a second, into the user's cache directory.
+    """Builds what is not built yet, in a few seconds, into the user's cache directory.
 
     Raises:
         ConfigError: there is no C compiler, or it fails
@@ -121,7 +132,8 @@ def load() -> Kernels:
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         raise ConfigError("compute.compile: true needs a C compiler and finds none; install gcc, or set it to false")
-    source = _SOURCE.read_bytes()
+    here = Path(__file__).parent
+    source = b"".join((here / name).read_bytes() for name in _SOURCES + _HEADERS)
     key = hashlib.sha256(source + repr((compiler, _FLAGS, _processor())).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mario-dreamer"
     library = cache / f"kernels-{key}.so"
@@ -133,12 +145,14 @@ def load() -> Kernels:
             library = cache / library.name
         temporary = cache / f"{library.name}.{os.getpid()}"
         built = subprocess.run(
-            [compiler, *_FLAGS, str(_SOURCE), "-o", str(temporary), "-lm"], capture_output=True, text=True
+            [compiler, *_FLAGS, *(str(here / name) for name in _SOURCES), "-o", str(temporary), "-lm"],
+            capture_output=True,
+            text=True,
         )
         if built.returncode:
             reason = (built.stderr.strip().splitlines() or ["no message"])[0]
             raise ConfigError(
-                f"compute.compile: {compiler} cannot build {_SOURCE.name} ({reason}); set it to false, or CC to another"
+                f"compute.compile: {compiler} cannot build dreamer/csrc ({reason}); set it to false, or CC to another"
             )
         temporary.rename(library)
     return Kernels(ctypes.CDLL(str(library)))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamer.kernels import Kernels
+from dreamer.kernels import UNIT, Kernels
 from dreamer.unrolled import Unrolled, compute_dtype, one_hot_product
 
 NORM_EPS = 1e-3
@@ -99,7 +99,7 @@ class NormSiLU(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype != torch.bfloat16 or x.is_cuda:
             return F.silu(super().forward(x))
-        if self.kernels:
+        if self.kernels and x.shape[-1] % UNIT == 0:
             return self.kernels.norm_silu(x, self.weight, self.bias, self.eps)
         return F.silu(super().forward(x.float())).to(x.dtype)  # see kernels.py on torch's bfloat16 gradients
 

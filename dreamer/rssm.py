@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dreamer import recurrence
 from dreamer.config import ModelConfig
 from dreamer.distributions import OneHot
+from dreamer.kernels import Kernels
 from dreamer.networks import NORM_EPS, Dense, NormSiLU, State, StateLinear, init_weights
 from dreamer.unrolled import Unrolled
 
@@ -38,6 +40,8 @@ class RSSM(nn.Module):
     p(z_t | h_t)                                prior
     q(z_t | h_t, e_t)                           posterior
     """
+
+    kernels: Kernels | None = None  # those of the CPU, where they are asked for
 
     def __init__(self, config: ModelConfig, embed: int, actions: int):
         super().__init__()
@@ -107,19 +111,22 @@ class RSSM(nn.Module):
             the posterior's logits (B, T, S, K) and states (B, T, ...)
         """
         batch, length = is_first.shape
-        stoch, initial_deter = self.initial()
-        initial_x = stoch @ self.input.stoch
         if state is None:
             is_first = torch.cat([torch.ones_like(is_first[:, :1]), is_first[:, 1:]], 1)
             index = torch.zeros(batch, self.groups[0], dtype=torch.long, device=embed.device)
-            state = State(index, initial_deter.expand(batch, -1))
-        time_first = lambda x: x.transpose(0, 1)  # noqa: E731
-        read_z = Unrolled(self.input.stoch, time_first(F.linear(action, self.input.rest)))
-        gates = Unrolled(self.cell.linear.weight.t(), embed.new_zeros(length, batch, 3 * self.config.deter))
-        read_h = Unrolled(self.post_deter.weight.t(), time_first(self.post_embed(embed)))
-        out = Unrolled(self.post_out.weight.t(), self.post_out.bias.expand(length, batch, -1))
+            state = State(index, embed.new_zeros(batch, self.config.deter))
         if uniform is None:
             uniform = torch.rand(batch, length, self.groups[0], device=embed.device)
+        known_x, known_post = F.linear(action, self.input.rest), self.post_embed(embed)
+        if length > 1 and recurrence.possible(self):
+            return recurrence.observe(self, known_x, known_post, is_first, state, uniform)
+        stoch, initial_deter = self.initial()
+        initial_x = stoch @ self.input.stoch
+        time_first = lambda x: x.transpose(0, 1)  # noqa: E731
+        read_z = Unrolled(self.input.stoch, time_first(known_x))
+        gates = Unrolled(self.cell.linear.weight.t(), embed.new_zeros(length, batch, 3 * self.config.deter))
+        read_h = Unrolled(self.post_deter.weight.t(), time_first(known_post))
+        out = Unrolled(self.post_out.weight.t(), self.post_out.bias.expand(length, batch, -1))
         index, deter, probs = state
         deter = deter.to(initial_deter.dtype)
         states, posts = [], []

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dreamer import recurrence
 from dreamer.config import LossConfig, ModelConfig
 from dreamer.distributions import BUCKETS, OneHot, TwoHot
 from dreamer.image_loss import image_loss
@@ -31,7 +32,7 @@ class WorldModel(nn.Module):
     def constant_rssm(self) -> RSSM:
         """The RSSM to imagine with: its weights as they are now, cast once instead of at every step."""
         dtype = compute_dtype(self.rssm.post_out.weight)
-        if dtype == self.rssm.post_out.weight.dtype:
+        if dtype == self.rssm.post_out.weight.dtype or recurrence.possible(self.rssm):
             return self.rssm
         if not self._constant:
             self._constant.append(copy.deepcopy(self.rssm).requires_grad_(False))

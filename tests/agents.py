@@ -57,8 +57,8 @@ def agent_config(**changes: dict[str, Any]) -> AgentConfig:
     return AgentConfig.from_dict({name: {**group, **changes.get(name, {})} for name, group in groups.items()})
 
 
-def small_agent(**changes: dict[str, Any]) -> Agent:
-    return Agent(agent_config(**changes), CPU, actions=7)
+def small_agent(compute: ComputeConfig = CPU, **changes: dict[str, Any]) -> Agent:
+    return Agent(agent_config(**changes), compute, actions=7)
 
 
 def pressing(button: int, share: float = 20.0) -> Agent:

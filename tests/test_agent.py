@@ -342,11 +342,12 @@ def test_the_starts_of_imagination_can_be_limited(asked, taken):
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_bfloat16_agrees_with_float32(compiled):
-    """Losses within 3%; gradients, before Adam rescales them, with a cosine of at least 0.98 (found: 0.991 to 1)."""
+    """Losses within 3%; gradients, before Adam rescales them, with a cosine of at least 0.99 (found: 0.9996), the actor's,
+    who meets other samples where rounding turns a draw, of 0.95 (found: 0.978)."""
     losses, gradients = [], []
     for precision in ("float32", "bfloat16"):
         torch.manual_seed(0)
-        agent = Agent(agent_config(), ComputeConfig("cpu", precision, compiled), 7)
+        agent = Agent(agent_config(model={"classes": 16}), ComputeConfig("cpu", precision, compiled), 7)
         torch.manual_seed(1)
         losses.append(agent.update(random_batch())[0])
         assert next(agent.parameters()).dtype == torch.float32  # mixed: the weights stay exact
@@ -357,7 +358,7 @@ def test_bfloat16_agrees_with_float32(compiled):
     for name in ("model_loss", "image_loss", "reward_loss", "value_loss", "continue_loss"):
         assert losses[1][name].item() == pytest.approx(losses[0][name].item(), rel=0.03), name
     for name, exact in gradients[0].items():
-        assert F.cosine_similarity(gradients[1][name], exact, dim=0) > 0.98, name
+        assert F.cosine_similarity(gradients[1][name], exact, dim=0) > (0.95 if name == "actor" else 0.99), name
 
 
 class TestPolicy:

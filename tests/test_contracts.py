@@ -102,11 +102,14 @@ def test_no_file_is_a_drawer_for_everything():
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_depends_on_exactly_the_code_it_uses(stage):
-    """The modules it imports, and the page templates and C sources they name."""
+    """The modules it imports, and the page templates and sources in C they name."""
     listed = {dep for dep in DVC["stages"][stage]["deps"] if dep.startswith(ROOMS)}
     modules = reached(ROOT / f"stages/{stage}.py")
     named = {
-        path.parent / text for path in modules for text in string_constants(path) if text.endswith((".html", ".c"))
+        path.parent / text
+        for path in modules
+        for text in string_constants(path)
+        if text.endswith((".html", ".c", ".h"))
     }
     assert listed == {str(path.relative_to(ROOT)) for path in modules | {path for path in named if path.is_file()}}
 

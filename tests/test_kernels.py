@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from dreamer import kernels
 from dreamer.image_loss import ImageDistance
-from dreamer.networks import tiles
+from dreamer.networks import NormSiLU, tiles
 
 EPS = 1e-3
 
@@ -36,8 +36,8 @@ def both(rows: int, columns: int, threads: int):
     return found
 
 
-# Widths with code of their own and without, fewer rows than threads, more than a tile, tiles that are not full.
-SHAPES = [(1, 16), (1031, 16), (333, 32), (257, 64), (100, 24), (7, 1536), (40_000, 128)]
+# Fewer rows than threads, groups of 16 rows that are not full, one vector a row and many.
+SHAPES = [(1, 16), (1031, 16), (333, 32), (257, 64), (100, 48), (7, 1536), (40_000, 128)]
 
 
 @pytest.mark.parametrize("rows, columns", SHAPES)
@@ -53,8 +53,11 @@ def test_equal_to_float64(rows, columns, threads):
 
 
 def test_extremes_do_not_overflow_and_nan_stays():
-    x = torch.tensor([[-1e18, 1e18, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0], [float("nan"), 0.0, 1.0, 2.0]]).bfloat16()
-    weight, bias = torch.full((4,), 300.0), torch.zeros(4)
+    x = torch.zeros(3, 16)
+    x[0, :4] = torch.tensor([-1e18, 1e18, 0.0, 1.0])
+    x[2, :3] = torch.tensor([float("nan"), 1.0, 2.0])
+    x = x.bfloat16()
+    weight, bias = torch.full((16,), 300.0), torch.zeros(16)
     y = kernels.load().norm_silu(x, weight, bias, EPS)
     assert y[:2].isfinite().all() and (y[1] == 0).all()
     assert (
@@ -97,17 +100,26 @@ def test_a_nan_in_an_image_is_in_its_distance():
 
 
 def test_layouts_that_are_not_contiguous():
-    x = torch.randn(2, 24, 5, 5).bfloat16().permute(0, 2, 3, 1).requires_grad_()
-    weight, bias = torch.ones(24), torch.zeros(24)
+    x = torch.randn(2, 48, 5, 5).bfloat16().permute(0, 2, 3, 1).requires_grad_()
+    weight, bias = torch.ones(48), torch.zeros(48)
     y = kernels.load().norm_silu(x, weight, bias, EPS)
     (gradient,) = torch.autograd.grad(y.sum(-1).permute(1, 2, 0).sum(), x)
-    plain = F.silu(F.layer_norm(x.double(), (24,), eps=EPS))
+    plain = F.silu(F.layer_norm(x.double(), (48,), eps=EPS))
     assert (y.double() - plain).abs().max() < 0.02
     assert (gradient.double() - torch.autograd.grad(plain.sum(), x)[0].double()).abs().max() < 0.02
 
 
+@pytest.mark.parametrize("columns", [8, 24, 40])
+def test_widths_that_are_not_whole_vectors_are_left_to_torch(columns):
+    x, layer = torch.randn(5, columns).bfloat16(), NormSiLU(columns)
+    layer.kernels = kernels.load()
+    assert torch.equal(layer(x), F.silu(F.layer_norm(x.float(), (columns,), eps=EPS)).bfloat16())
+    with pytest.raises(ValueError, match=f"{columns} columns"):
+        kernels.load().norm_silu(x, layer.weight, layer.bias, EPS)
+
+
 @pytest.mark.parametrize(
-    "compiler, told", [("no-such-compiler", "finds none; install gcc"), ("false", "false cannot build kernels.c")]
+    "compiler, told", [("no-such-compiler", "finds none; install gcc"), ("false", "false cannot build dreamer/csrc")]
 )
 def test_a_compiler_that_is_missing_or_fails_is_told_in_one_line(compiler, told, tmp_path):
     code = "from dreamer import kernels, config\ntry: kernels.load()\nexcept config.ConfigError as error: print(error)"

@@ -73,7 +73,7 @@ def test_kernels_in_bfloat16_and_fewer_rows_than_processes():
     losses = []
     for size in (1, 3):
         torch.manual_seed(0)
-        agent = Agent(agent_config(), ComputeConfig("cpu", "bfloat16", True), 7)
+        agent = Agent(agent_config(model={"classes": 16}), ComputeConfig("cpu", "bfloat16", True), 7)
         with agent.team(size):
             for rows in (4, 2, 1):
                 torch.manual_seed(rows)
