@@ -20,7 +20,7 @@ FIRST, OTHERS = ROOT / "docs/learning.svg", ROOT / "docs/levels.svg"  # figures 
 BUNDLE = ROOT / "pretrained"
 BLOCK = r"(?<=<!-- {0} -->\n).*?(?=<!-- /{0} -->)"
 LEVEL = re.compile(r"\d-\d(?=-)")  # before a run's name, where it is not 1-1
-WHOLE = re.compile(r"(\d-\d-)?(even|decay|cut)-")  # runs of one command from beginning to end
+WHOLE = re.compile(r"(\d-\d-)?(even|decay|cut|kernels)-")  # runs of one command from beginning to end
 WINDOW = 20  # training episodes in a running mean
 FRAMES = 4  # a decision
 STYLE = {"svg.hashsalt": "mario-dreamer", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
