@@ -342,8 +342,8 @@ def test_the_starts_of_imagination_can_be_limited(asked, taken):
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_bfloat16_agrees_with_float32(compiled):
-    """Losses within 3%; gradients, before Adam rescales them, with a cosine of at least 0.99 (found: 0.9996), the actor's,
-    who meets other samples where rounding turns a draw, of 0.95 (found: 0.978)."""
+    """Losses within 3%; gradients, before Adam rescales them, with a cosine of at least 0.99 (found: 0.9996), for the
+    actor, who meets other samples where rounding turns a draw, 0.95 (found: 0.978)."""
     losses, gradients = [], []
     for precision in ("float32", "bfloat16"):
         torch.manual_seed(0)
