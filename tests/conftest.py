@@ -24,6 +24,16 @@ ROOT = Path(__file__).parents[1]
 LOCAL_BASE = "localhost/python:3.13-slim"  # where no registry is in reach, .ci/run makes this one
 
 
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """Torch has as many after a test as before it."""
+    torch = sys.modules.get("torch")  # most tests have no use for it
+    before = torch and torch.get_num_threads()
+    yield
+    if torch:
+        torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def engine_runs() -> None:
     """Skips where no Docker engine answers."""

@@ -1,6 +1,7 @@
 """The C kernels against float64, and what a person is told where they cannot be built."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -15,24 +16,22 @@ from dreamer.networks import NormSiLU, tiles
 EPS = 1e-3
 
 
-def both(rows: int, columns: int, threads: int):
+def both(rows: int, columns: int, threads: int, library: kernels.Kernels | None = None):
     """Output and gradients of x, weight and bias: by the kernels in bfloat16 and by torch in float64."""
     generator = torch.Generator().manual_seed(rows + columns)
     x = (2 * torch.randn(rows, columns, generator=generator) + 0.3).bfloat16()
     weight, bias = torch.randn(2, columns, generator=generator)
     gradient = torch.randn(rows, columns, generator=generator).bfloat16()
     found = []
+    torch.set_num_threads(threads)
     for dtype in (torch.bfloat16, torch.float64):
         inputs = [part.detach().clone().requires_grad_() for part in (x, weight, bias)]
         if dtype == torch.float64:
             inputs = [part.detach().double().requires_grad_() for part in inputs]
             y = F.silu(F.layer_norm(inputs[0], (columns,), inputs[1], inputs[2], EPS))
         else:
-            before = torch.get_num_threads()
-            torch.set_num_threads(threads)
-            y = kernels.load().norm_silu(*inputs, EPS)
+            y = (library or kernels.load()).norm_silu(*inputs, EPS)
         found.append((y, *torch.autograd.grad(y, inputs, gradient.to(dtype))))
-    torch.set_num_threads(before)
     return found
 
 
@@ -43,13 +42,30 @@ SHAPES = [(1, 16), (1031, 16), (333, 32), (257, 64), (100, 48), (7, 1536), (40_0
 @pytest.mark.parametrize("rows, columns", SHAPES)
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_equal_to_float64(rows, columns, threads):
-    fast, exact = both(rows, columns, threads)
+    check(*both(rows, columns, threads))
+
+
+def check(fast: tuple[torch.Tensor, ...], exact: tuple[torch.Tensor, ...]) -> None:
     for name, one, other in zip(("y", "x", "weight", "bias"), fast, exact, strict=True):
         # y and the gradient of x are rounded to bfloat16's 8 bits; the sums are float32's.
         tolerance = {"y": 2**-8, "x": 2**-7, "weight": 1e-5, "bias": 1e-5}[name]
         assert (one.double() - other).norm() <= tolerance * other.norm(), name
         if name in ("y", "x"):
             assert (one.double() - other).abs().max() <= 2**-7 * other.abs().max(), name
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="which has such processors")
+@pytest.mark.parametrize("processor", ["x86-64", "x86-64-v3", "skylake-avx512"])
+def test_processors_that_know_less(processor, monkeypatch, tmp_path):
+    """None of these, without AVX, with AVX2 and with AVX-512, has instructions for bfloat16 or matrix registers."""
+    monkeypatch.setattr(kernels, "_FLAGS", [flag.replace("native", processor) for flag in kernels._FLAGS])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if processor == "skylake-avx512" and "avx512bw" not in kernels._processor():
+        pytest.skip("this processor cannot run it")
+    library = kernels.load.__wrapped__()
+    assert not library.recurrent
+    for rows, columns in SHAPES:
+        check(*both(rows, columns, 2, library))
 
 
 def test_extremes_do_not_overflow_and_nan_stays():
@@ -76,14 +92,12 @@ def test_image_distance_equals_torchs(focus, threads):
     drawn[1:] = target[1:] = target[1:].bfloat16().float()
     drawn[1, 20:30, 40:45] += 0.3
     mean = tiles(drawn).bfloat16().contiguous()
-    before = torch.get_num_threads()
     torch.set_num_threads(threads)
     found = []
     for dtype, library in ((torch.bfloat16, kernels.load()), (torch.float32, None)):
         leaf = mean.to(dtype).requires_grad_()
         error = ImageDistance.apply(leaf, tiles(target), focus, library)
         found.append((error, *torch.autograd.grad((error * torch.tensor([1.0, 2.0, 3.0])).sum(), leaf)))
-    torch.set_num_threads(before)
     (fast, fast_gradient), (exact, gradient) = found
     torch.testing.assert_close(fast, exact, rtol=1e-5, atol=0)
     assert fast[2] == 0 and not fast_gradient[2].any()

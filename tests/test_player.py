@@ -21,12 +21,9 @@ EVALUATION = {"greedy": {"clear_rate": 0.25, "decisions_to_flag": None}, "checkp
 mlflow = pytest.importorskip("mlflow")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
+@pytest.fixture(autouse=True)
+def one_thread(threads):
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,8 @@ from dreamer.team import WorkerError
 
 
 @pytest.fixture(autouse=True)
-def three_threads():
-    before = torch.get_num_threads()
+def three_threads(threads):
     torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("estimator", ["reinforce", "dynamics"])

@@ -1,5 +1,5 @@
-/* Some float32 at once, for compilers with vectors, gcc and clang. bfloat16 is the upper half of a float32; all arithmetic
-   is float32. */
+/* Some float32 at once, for compilers with vectors, gcc and clang. bfloat16 is the upper half of a float32; all
+   arithmetic is float32. */
 
 #pragma once
 
@@ -68,7 +68,9 @@ INLINE lanes exponential(lanes x) {
     lanes n = __builtin_convertvector(__builtin_convertvector(t + 126.5f, ints) - 126, lanes);
 #endif
     lanes f = (t - n) * 0.693147181f;
-    lanes p = 1.0f + f * (1.0f + f * (0.5f + f * (0.166666667f + f * (0.0416666667f + f * (0.00833333333f + f * 0.00138888889f)))));
+    lanes p =
+        1.0f +
+        f * (1.0f + f * (0.5f + f * (0.166666667f + f * (0.0416666667f + f * (0.00833333333f + f * 0.00138888889f)))));
 #ifdef __AVX512F__
     return (lanes)_mm512_scalef_ps((__m512)p, (__m512)n);
 #else
@@ -98,24 +100,25 @@ INLINE float total(lanes v) {
 
 #if LANES == 16
 
-/* For lanes I and I + 8 of two vectors, and so on: the former of the first beside the former of the second for I = 0, the
-   latter for I = 8. */
-#define BY8(I) I, I + 1, I + 2, I + 3, I + 4, I + 5, I + 6, I + 7, \
-               I + 16, I + 17, I + 18, I + 19, I + 20, I + 21, I + 22, I + 23
-#define BY4(I) I, I + 1, I + 2, I + 3, I + 16, I + 17, I + 18, I + 19, \
-               I + 8, I + 9, I + 10, I + 11, I + 24, I + 25, I + 26, I + 27
-#define BY2(I) I, I + 1, I + 16, I + 17, I + 4, I + 5, I + 20, I + 21, \
-               I + 8, I + 9, I + 24, I + 25, I + 12, I + 13, I + 28, I + 29
-#define BY1(I) I, I + 16, I + 2, I + 18, I + 4, I + 20, I + 6, I + 22, \
-               I + 8, I + 24, I + 10, I + 26, I + 12, I + 28, I + 14, I + 30
+/* For lanes I and I + 8 of two vectors, and so on: the former of the first beside the former of the second for I = 0,
+   the latter for I = 8. */
+#define BY8(I) \
+    I, I + 1, I + 2, I + 3, I + 4, I + 5, I + 6, I + 7, I + 16, I + 17, I + 18, I + 19, I + 20, I + 21, I + 22, I + 23
+#define BY4(I) \
+    I, I + 1, I + 2, I + 3, I + 16, I + 17, I + 18, I + 19, I + 8, I + 9, I + 10, I + 11, I + 24, I + 25, I + 26, I + 27
+#define BY2(I) \
+    I, I + 1, I + 16, I + 17, I + 4, I + 5, I + 20, I + 21, I + 8, I + 9, I + 24, I + 25, I + 12, I + 13, I + 28, I + 29
+#define BY1(I)                                                                                                     \
+    I, I + 16, I + 2, I + 18, I + 4, I + 20, I + 6, I + 22, I + 8, I + 24, I + 10, I + 26, I + 12, I + 28, I + 14, \
+        I + 30
 
 /* A square of lanes: lane c of v[r] becomes lane r of v[c]. */
 INLINE void transpose(lanes *v) {
-#define SWAP(S, BY) \
-    for (int r = 0; r < LANES; r++) \
-        if (!(r & S)) { \
-            lanes a = v[r], b = v[r + S]; \
-            v[r] = SHUFFLE(a, b, BY(0)); \
+#define SWAP(S, BY)                          \
+    for (int r = 0; r < LANES; r++)          \
+        if (!(r & S)) {                      \
+            lanes a = v[r], b = v[r + S];    \
+            v[r] = SHUFFLE(a, b, BY(0));     \
             v[r + S] = SHUFFLE(a, b, BY(S)); \
         }
     SWAP(8, BY8)

@@ -1,5 +1,5 @@
-/* LayerNorm followed by SiLU over rows of values, forward and backward, in one pass over memory. kernels.py describes the
-   arguments. */
+/* LayerNorm followed by SiLU over rows of values, forward and backward, in one pass over memory. kernels.py describes
+   the arguments. */
 
 #include <math.h>
 
@@ -22,7 +22,8 @@ INLINE void moments(const uint16_t *x, int64_t rows, int64_t columns, float eps,
     for (int64_t r = 0; r < GROUP; r++) scale[r] = 1.0f / sqrtf(scale[r] + eps);
 }
 
-INLINE void forward_rows(const uint16_t *x, const float *weight, const float *bias, uint16_t *y, int64_t rows, int64_t columns, float eps) {
+INLINE void forward_rows(const uint16_t *x, const float *weight, const float *bias, uint16_t *y, int64_t rows,
+                         int64_t columns, float eps) {
     float mean[GROUP], scale[GROUP];
     moments(x, rows, columns, eps, mean, scale);
     for (int64_t c = 0; c < columns; c += LANES) {
@@ -34,8 +35,8 @@ INLINE void forward_rows(const uint16_t *x, const float *weight, const float *bi
     }
 }
 
-INLINE void backward_rows(const uint16_t *x, const uint16_t *dy, const float *weight, const float *bias, uint16_t *dx, float *dweight, float *dbias,
-                          int64_t rows, int64_t columns, float eps) {
+INLINE void backward_rows(const uint16_t *x, const uint16_t *dy, const float *weight, const float *bias, uint16_t *dx,
+                          float *dweight, float *dbias, int64_t rows, int64_t columns, float eps) {
     float mean[GROUP], scale[GROUP], g[GROUP * columns];
     lanes sum[GROUP] = {0}, product[GROUP] = {0};
     moments(x, rows, columns, eps, mean, scale);

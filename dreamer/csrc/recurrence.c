@@ -129,7 +129,8 @@ INLINE void add_row(float *row, const float *other, int64_t size) {
 }
 
 /* The rows of a table that classes choose, added up. */
-INLINE void add_chosen(float *row, const float *table, const int64_t *index, int64_t stoch, int64_t classes, int64_t size) {
+INLINE void add_chosen(float *row, const float *table, const int64_t *index, int64_t stoch, int64_t classes,
+                       int64_t size) {
     for (int64_t i = 0; i < size; i += LANES) {
         lanes sum = load(row + i);
         for (int64_t s = 0; s < stoch; s++) sum += load(table + (s * classes + index[s]) * size + i);
@@ -149,8 +150,8 @@ INLINE lanes running(lanes v) {
     return v;
 }
 
-/* One categorical's probabilities, mixed with chance, and the class that a uniform variate draws; see OneHot. Logits and
-   probs have room for whole lanes. */
+/* One categorical's probabilities, mixed with chance, and the class that a uniform variate draws; see OneHot. Logits
+   and probs have room for whole lanes. */
 INLINE int64_t draw(const float *logits, int64_t classes, float unimix, float uniform, float *probs) {
     float highest = logits[0], sum = 0.0f, below = 0.0f;
     for (int64_t k = 0; k < classes; k += LANES) {
@@ -208,6 +209,13 @@ typedef struct {
                                                               (deter), (hidden), (hidden) */
 } Observed;
 
+/* h that step t goes on from */
+INLINE const float *deter_before(const Observe *o, const Observed *found, int64_t b, int64_t t) {
+    int64_t at = b * o->steps + t;
+    if (o->is_first[at]) return o->first_h;
+    return t ? found->deter + (at - 1) * o->deter : o->deter_before + b * o->deter;
+}
+
 void observe(const Observe *o, const uint16_t *known_x, const uint16_t *known_post, const float *uniform,
              const Observed *found, int threads) {
     int64_t deter = o->deter, hidden = o->hidden, wide = hidden + deter, logits = o->stoch * o->classes;
@@ -216,19 +224,21 @@ void observe(const Observe *o, const uint16_t *known_x, const uint16_t *known_po
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t first = 0; first < o->batch; first += TILE) {
         configure_tiles();
-        int64_t count = least(TILE, o->batch - first), most = 3 * deter > logits ? 3 * deter : logits, hs = spread(deter);
-        int64_t xhs = spread(wide), ps = spread(hidden);
+        int64_t count = least(TILE, o->batch - first), most = 3 * deter > logits ? 3 * deter : logits;
+        int64_t xhs = spread(wide), hs = spread(deter), ps = spread(hidden);
         uint16_t *xh = zeros(TILE * xhs, 2), *h = zeros(TILE * hs, 2), *normal = zeros(TILE * ps, 2);
         float *made = zeros(TILE * most, 4), *x = zeros(hidden, 4);
         for (int64_t t = 0; t < o->steps; t++) {
             for (int64_t r = 0; r < count; r++) {
                 int64_t b = first + r, at = b * o->steps + t;
                 int begins = o->is_first[at];
-                const float *before = begins ? o->first_h : t ? found->deter + (at - 1) * deter : o->deter_before + b * deter;
-                if (begins) memcpy(x, o->first_x, 4 * hidden);
+                const float *before = deter_before(o, found, b, t);
+                if (begins)
+                    memcpy(x, o->first_x, 4 * hidden);
                 else {
                     widen_row(known_x + at * hidden, hidden, x);
-                    add_chosen(x, o->table, t ? found->index + (at - 1) * o->stoch : o->index_before + b * o->stoch, o->stoch, o->classes, hidden);
+                    const int64_t *index = t ? found->index + (at - 1) * o->stoch : o->index_before + b * o->stoch;
+                    add_chosen(x, o->table, index, o->stoch, o->classes, hidden);
                 }
                 round_row(x, hidden, found->x + at * hidden);
                 norm_silu(x, o->input_norm, hidden, o->eps, xh + r * xhs);
@@ -238,7 +248,7 @@ void observe(const Observe *o, const uint16_t *known_x, const uint16_t *known_po
             product(xh, xhs, TILE, gates, made, most);
             for (int64_t r = 0; r < count; r++) {
                 int64_t b = first + r, at = b * o->steps + t;
-                const float *before = o->is_first[at] ? o->first_h : t ? found->deter + (at - 1) * deter : o->deter_before + b * deter;
+                const float *before = deter_before(o, found, b, t);
                 round_row(made + r * most, 3 * deter, found->products + at * 3 * deter);
                 gru(made + r * most, o->gates_norm, deter, o->eps, before, found->deter + at * deter);
                 narrow_row(found->deter + at * deter, deter, h + r * hs);
@@ -288,7 +298,8 @@ void observe_back(const Observe *o, const Observed *found, const float *dlogits,
         int64_t count = least(TILE, o->batch - first), part = first / TILE;
         int64_t ls = spread(logits), hs = spread(hidden), gs = spread(3 * deter);
         int64_t most = wide > logits ? wide : logits;
-        uint16_t *dl = zeros(TILE * ls, 2), *dpre = zeros(TILE * hs, 2), *dg = zeros(TILE * gs, 2), *dx = zeros(TILE * hs, 2);
+        uint16_t *dl = zeros(TILE * ls, 2), *dpre = zeros(TILE * hs, 2), *dg = zeros(TILE * gs, 2),
+                 *dx = zeros(TILE * hs, 2);
         float *made = zeros(TILE * most, 4), *to_h = zeros(TILE * deter, 4), *to_z = zeros(TILE * logits, 4);
         float *values = zeros(3 * deter > logits ? 3 * deter : logits, 4), *other = zeros(3 * deter + hidden, 4);
         float *in = gradient->input_norm + part * 2 * hidden, *mid = gradient->gates_norm + part * 6 * deter;
@@ -321,7 +332,7 @@ void observe_back(const Observe *o, const Observed *found, const float *dlogits,
             product(dpre, hs, TILE, post, made, most);
             for (int64_t r = 0; r < count; r++) {
                 int64_t b = first + r, at = b * o->steps + t;
-                const float *before = o->is_first[at] ? o->first_h : t ? found->deter + (at - 1) * deter : o->deter_before + b * deter;
+                const float *before = deter_before(o, found, b, t);
                 float *d = to_h + r * deter;
                 add_row(d, dh + at * deter, deter);
                 add_row(d, made + r * most, deter);
@@ -365,27 +376,29 @@ typedef struct {
     Norm input_norm;
     const float *gates; /* (3 deter, hidden + deter) */
     Norm gates_norm;
-    Layer prior;             /* (hidden, deter) */
-    const float *out, *bias; /* (stoch * classes, hidden) */
-    const float *policy_table; /* (stoch * classes, units) */
-    Layer policy[8];           /* (units, deter), then (units, units) */
+    Layer prior;                           /* (hidden, deter) */
+    const float *out, *bias;               /* (stoch * classes, hidden) */
+    const float *policy_table;             /* (stoch * classes, units) */
+    Layer policy[8];                       /* (units, deter), then (units, units) */
     const float *policy_out, *policy_bias; /* (actions, units) */
 } Imagine;
 
 #define BLOCK 64 /* starts whose imagination is worked on at a time */
 
-/* index (steps + 1, starts, stoch) and h (steps + 1, starts, deter), of which the first are given, action (steps, starts)
-   and the variates to draw with, uniform_action (starts, steps) and uniform (starts, steps, stoch) */
+/* index (steps + 1, starts, stoch) and h (steps + 1, starts, deter), of which the first are given, action (steps,
+   starts) and the variates to draw with, uniform_action (starts, steps) and uniform (starts, steps, stoch) */
 void imagine(const Imagine *m, const float *uniform_action, const float *uniform, int64_t *index, uint16_t *h,
              int64_t *action, int threads) {
-    int64_t deter = m->deter, hidden = m->hidden, units = m->units, wide = hidden + deter, logits = m->stoch * m->classes;
+    int64_t deter = m->deter, hidden = m->hidden, units = m->units, wide = hidden + deter,
+            logits = m->stoch * m->classes;
     Packed gates = pack_turned(m->gates, wide, 3 * deter), prior = pack_turned(m->prior.weight, deter, hidden);
     Packed out = pack_turned(m->out, hidden, logits), policy[8], decide = pack_turned(m->policy_out, units, m->actions);
     for (int64_t l = 0; l < m->layers; l++) policy[l] = pack_turned(m->policy[l].weight, l ? units : deter, units);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t first = 0; first < m->starts; first += BLOCK) {
         configure_tiles();
-        int64_t count = least(BLOCK, m->starts - first), rows = rounded(count, TILE), broad = units > hidden ? units : hidden;
+        int64_t count = least(BLOCK, m->starts - first), rows = rounded(count, TILE),
+                broad = units > hidden ? units : hidden;
         int64_t most = 3 * deter > logits ? 3 * deter : logits;
         most = most > broad ? most : broad;
         int64_t xhs = spread(wide), ys = spread(broad);
@@ -398,8 +411,10 @@ void imagine(const Imagine *m, const float *uniform_action, const float *uniform
         for (int64_t t = 0; t < m->steps; t++) {
             int64_t from = t * m->starts + first, to = from + m->starts;
             for (int64_t l = 0; l < m->layers; l++) {
-                if (l) product(y, ys, rows, policy[l], made, most);
-                else product(xh + hidden, xhs, rows, policy[l], made, most);
+                if (l)
+                    product(y, ys, rows, policy[l], made, most);
+                else
+                    product(xh + hidden, xhs, rows, policy[l], made, most);
                 for (int64_t r = 0; r < count; r++) {
                     float *x = made + r * most;
                     if (!l) add_chosen(x, m->policy_table, index + (from + r) * m->stoch, m->stoch, m->classes, units);
@@ -410,7 +425,8 @@ void imagine(const Imagine *m, const float *uniform_action, const float *uniform
             for (int64_t r = 0; r < count; r++) {
                 float *x = made + r * most;
                 for (int64_t a = 0; a < m->actions; a++) x[a] += m->policy_bias[a];
-                int64_t chosen = draw(x, m->actions, m->policy_unimix, uniform_action[(first + r) * m->steps + t], probs);
+                int64_t chosen =
+                    draw(x, m->actions, m->policy_unimix, uniform_action[(first + r) * m->steps + t], probs);
                 action[from + r] = chosen;
                 memcpy(x, m->of_action + chosen * hidden, 4 * hidden);
                 add_chosen(x, m->table, index + (from + r) * m->stoch, m->stoch, m->classes, hidden);
@@ -427,8 +443,8 @@ void imagine(const Imagine *m, const float *uniform_action, const float *uniform
             product(y, ys, rows, out, made, most);
             for (int64_t r = 0; r < count; r++) {
                 add_row(made + r * most, m->bias, logits);
-                draw_all(made + r * most, m->stoch, m->classes, m->unimix, uniform + ((first + r) * m->steps + t) * m->stoch,
-                         probs, index + (to + r) * m->stoch);
+                draw_all(made + r * most, m->stoch, m->classes, m->unimix,
+                         uniform + ((first + r) * m->steps + t) * m->stoch, probs, index + (to + r) * m->stoch);
             }
         }
         free(xh), free(y), free(made), free(state), free(probs);

@@ -43,8 +43,10 @@ typedef struct {
 
 INLINE void narrow_some(const float *from, int64_t count, uint16_t *to) {
     lanes v = {0};
-    if (count >= LANES) v = load(from);
-    else if (count > 0) v = (lanes)_mm512_maskz_loadu_ps((1 << count) - 1, from);
+    if (count >= LANES)
+        v = load(from);
+    else if (count > 0)
+        v = (lanes)_mm512_maskz_loadu_ps((1 << count) - 1, from);
     narrow(v, to);
 }
 
@@ -80,7 +82,8 @@ static Packed pack(const float *matrix, int64_t sum, int64_t columns) {
 }
 
 /* `right` registers of out (16 * down rows, TILE * right columns) = a @ p from register `n` on */
-INLINE void multiply(const uint16_t *a, int64_t a_row, Packed p, int64_t n, int down, int right, float *out, int64_t row) {
+INLINE void multiply(const uint16_t *a, int64_t a_row, Packed p, int64_t n, int down, int right, float *out,
+                     int64_t row) {
     const uint16_t *b = p.values + n * p.steps * TILE * DEPTH, *next = b + p.steps * TILE * DEPTH;
     _tile_zero(0);
     _tile_zero(1);
@@ -113,10 +116,14 @@ static void product(const uint16_t *a, int64_t a_row, int64_t rows, Packed p, fl
             const uint16_t *from = a + r * a_row;
             float *to = out + r * row + n * TILE;
             int down = rows - r > TILE ? 2 : 1, right = p.across - n > 1 ? 2 : 1;
-            if (down > 1 && right > 1) multiply(from, a_row, p, n, 2, 2, to, row);
-            else if (down > 1) multiply(from, a_row, p, n, 2, 1, to, row);
-            else if (right > 1) multiply(from, a_row, p, n, 1, 2, to, row);
-            else multiply(from, a_row, p, n, 1, 1, to, row);
+            if (down > 1 && right > 1)
+                multiply(from, a_row, p, n, 2, 2, to, row);
+            else if (down > 1)
+                multiply(from, a_row, p, n, 2, 1, to, row);
+            else if (right > 1)
+                multiply(from, a_row, p, n, 1, 2, to, row);
+            else
+                multiply(from, a_row, p, n, 1, 1, to, row);
         }
 }
 
