@@ -19,7 +19,7 @@ Finding = tuple[str, str, str]  # how it is, what, the details with the remedy
 def examine() -> int:
     """Prints a line for each finding. Returns 1 if something is BAD, which the pipeline cannot do without."""
     found: list[Finding] = []
-    for examination in (python, disk, parameters, git, docker, gpu, remote, mlflow, prefect):
+    for examination in (python, disk, parameters, compiler, git, docker, gpu, remote, mlflow, prefect):
         for finding in attempt(examination):
             print("{:<5} {:<12} {}".format(*finding), flush=True)
             found.append(finding)
@@ -56,6 +56,13 @@ def parameters() -> Iterator[Finding]:
     runner = settings.load()
     memory = runner.memory or "no limit"
     yield GOOD, "runner", f"{os.environ.get('MARIO_RUNNER', 'process')}; memory {memory}, GPUs {runner.gpus}"
+
+
+def compiler() -> Iterator[Finding]:
+    if found := shutil.which(os.environ.get("CC", "cc")):
+        yield GOOD, "compiler", found
+    else:
+        yield NOTE, "compiler", "no C compiler, which compute.compile: true needs on a CPU (profile cpu); install gcc"
 
 
 def git() -> Iterator[Finding]:

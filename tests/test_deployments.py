@@ -168,9 +168,10 @@ def test_doctor_says_what_there_is_and_what_to_do(deployed):
     done = run(deployed.tree, "mario", "doctor", env=deployed.server.env)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = {line[6:18].strip(): line for line in done.stdout.splitlines()}
-    assert {"Python", "disk", "runner", "git", "GPU", "DVC remote", "MLflow", "Prefect"} <= set(lines)
+    assert {"Python", "disk", "runner", "compiler", "git", "GPU", "DVC remote", "MLflow", "Prefect"} <= set(lines)
     assert "dvc remote add" in lines["DVC remote"]
-    away = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "DOCKER_HOST": "unix:///nowhere"}
+    away = {"CC": "no-such-compiler", "MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "DOCKER_HOST": "unix:///nowhere"}
     done = run(deployed.tree, "mario", "doctor", env=deployed.server.env | away)
     assert done.returncode == 1
     assert "BAD   MLflow" in done.stdout and "no engine answers" in done.stdout
+    assert "note  compiler     no C compiler" in done.stdout
