@@ -51,10 +51,10 @@ def variates_for_the_likeliest(rssm: RSSM, *inputs: Tensor) -> Tensor:
 
 @needs_registers
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("batch, classes", [(1, 16), (5, 32), (19, 16)])
-def test_observe_is_as_near_to_float32_as_torch_in_bfloat16(batch, classes, threads):
+@pytest.mark.parametrize("batch, classes, hidden", [(1, 16, 48), (5, 32, 48), (19, 16, 48), (5, 16, 320)])
+def test_observe_is_as_near_to_float32_as_torch_in_bfloat16(batch, classes, hidden, threads):
     """States, and the gradients of all weights and of the embeddings, with episodes that begin within."""
-    rssm, _ = models(classes=classes)
+    rssm, _ = models(classes=classes, hidden=hidden)
     steps = 5
     action = F.one_hot(torch.randint(0, ACTIONS, (batch, steps)), ACTIONS).float()
     is_first = torch.rand(batch, steps) < 0.2

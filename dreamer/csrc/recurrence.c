@@ -224,10 +224,10 @@ void observe(const Observe *o, const uint16_t *known_x, const uint16_t *known_po
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t first = 0; first < o->batch; first += TILE) {
         configure_tiles();
-        int64_t count = least(TILE, o->batch - first), most = 3 * deter > logits ? 3 * deter : logits;
+        int64_t count = least(TILE, o->batch - first), room = most(most(3 * deter, logits), hidden);
         int64_t xhs = spread(wide), hs = spread(deter), ps = spread(hidden);
         uint16_t *xh = zeros(TILE * xhs, 2), *h = zeros(TILE * hs, 2), *normal = zeros(TILE * ps, 2);
-        float *made = zeros(TILE * most, 4), *x = zeros(hidden, 4);
+        float *made = zeros(TILE * room, 4), *x = zeros(hidden, 4);
         for (int64_t t = 0; t < o->steps; t++) {
             for (int64_t r = 0; r < count; r++) {
                 int64_t b = first + r, at = b * o->steps + t;
@@ -245,30 +245,30 @@ void observe(const Observe *o, const uint16_t *known_x, const uint16_t *known_po
                 narrow_row(before, deter, xh + r * xhs + hidden);
                 memcpy(found->xh + at * wide, xh + r * xhs, 2 * wide);
             }
-            product(xh, xhs, TILE, gates, made, most);
+            product(xh, xhs, TILE, gates, made, room);
             for (int64_t r = 0; r < count; r++) {
                 int64_t b = first + r, at = b * o->steps + t;
                 const float *before = deter_before(o, found, b, t);
-                round_row(made + r * most, 3 * deter, found->products + at * 3 * deter);
-                gru(made + r * most, o->gates_norm, deter, o->eps, before, found->deter + at * deter);
+                round_row(made + r * room, 3 * deter, found->products + at * 3 * deter);
+                gru(made + r * room, o->gates_norm, deter, o->eps, before, found->deter + at * deter);
                 narrow_row(found->deter + at * deter, deter, h + r * hs);
                 memcpy(found->h + at * deter, h + r * hs, 2 * deter);
             }
-            product(h, hs, TILE, post, made, most);
+            product(h, hs, TILE, post, made, room);
             for (int64_t r = 0; r < count; r++) {
                 int64_t at = (first + r) * o->steps + t;
                 widen_row(known_post + at * hidden, hidden, x);
-                add_row(x, made + r * most, hidden);
+                add_row(x, made + r * room, hidden);
                 round_row(x, hidden, found->pre + at * hidden);
                 norm_silu(x, o->post_norm, hidden, o->eps, normal + r * ps);
                 memcpy(found->post + at * hidden, normal + r * ps, 2 * hidden);
             }
-            product(normal, ps, TILE, out, made, most);
+            product(normal, ps, TILE, out, made, room);
             for (int64_t r = 0; r < count; r++) {
                 int64_t at = (first + r) * o->steps + t;
-                add_row(made + r * most, o->bias, logits);
-                round_row(made + r * most, logits, found->logits + at * logits);
-                draw_all(made + r * most, o->stoch, o->classes, o->unimix, uniform + at * o->stoch,
+                add_row(made + r * room, o->bias, logits);
+                round_row(made + r * room, logits, found->logits + at * logits);
+                draw_all(made + r * room, o->stoch, o->classes, o->unimix, uniform + at * o->stoch,
                          found->probs + at * logits, found->index + at * o->stoch);
             }
         }
@@ -297,11 +297,11 @@ void observe_back(const Observe *o, const Observed *found, const float *dlogits,
         configure_tiles();
         int64_t count = least(TILE, o->batch - first), part = first / TILE;
         int64_t ls = spread(logits), hs = spread(hidden), gs = spread(3 * deter);
-        int64_t most = wide > logits ? wide : logits;
+        int64_t room = most(wide, logits);
         uint16_t *dl = zeros(TILE * ls, 2), *dpre = zeros(TILE * hs, 2), *dg = zeros(TILE * gs, 2),
                  *dx = zeros(TILE * hs, 2);
-        float *made = zeros(TILE * most, 4), *to_h = zeros(TILE * deter, 4), *to_z = zeros(TILE * logits, 4);
-        float *values = zeros(3 * deter > logits ? 3 * deter : logits, 4), *other = zeros(3 * deter + hidden, 4);
+        float *made = zeros(TILE * room, 4), *to_h = zeros(TILE * deter, 4), *to_z = zeros(TILE * logits, 4);
+        float *values = zeros(most(3 * deter, hidden), 4), *other = zeros(3 * deter, 4);
         float *in = gradient->input_norm + part * 2 * hidden, *mid = gradient->gates_norm + part * 6 * deter;
         float *last = gradient->post_norm + part * 2 * hidden;
         for (int64_t t = o->steps - 1; t >= 0; t--) {
@@ -321,30 +321,30 @@ void observe_back(const Observe *o, const Observed *found, const float *dlogits,
                 }
                 memcpy(gradient->logits + at * logits, dl + r * ls, 2 * logits);
             }
-            product(dl, ls, TILE, out, made, most);
+            product(dl, ls, TILE, out, made, room);
             for (int64_t r = 0; r < count; r++) {
                 int64_t at = (first + r) * o->steps + t;
                 widen_row(found->pre + at * hidden, hidden, values);
-                norm_silu_back(values, o->post_norm, hidden, o->eps, made + r * most, last, last + hidden);
-                narrow_row(made + r * most, hidden, dpre + r * hs);
+                norm_silu_back(values, o->post_norm, hidden, o->eps, made + r * room, last, last + hidden);
+                narrow_row(made + r * room, hidden, dpre + r * hs);
                 memcpy(gradient->pre + at * hidden, dpre + r * hs, 2 * hidden);
             }
-            product(dpre, hs, TILE, post, made, most);
+            product(dpre, hs, TILE, post, made, room);
             for (int64_t r = 0; r < count; r++) {
                 int64_t b = first + r, at = b * o->steps + t;
                 const float *before = deter_before(o, found, b, t);
                 float *d = to_h + r * deter;
                 add_row(d, dh + at * deter, deter);
-                add_row(d, made + r * most, deter);
+                add_row(d, made + r * room, deter);
                 widen_row(found->products + at * 3 * deter, 3 * deter, values);
                 gru_back(values, o->gates_norm, deter, o->eps, before, d, other, mid, mid + 3 * deter);
                 narrow_row(other, 3 * deter, dg + r * gs);
                 memcpy(gradient->products + at * 3 * deter, dg + r * gs, 6 * deter);
             }
-            product(dg, gs, TILE, gates, made, most);
+            product(dg, gs, TILE, gates, made, room);
             for (int64_t r = 0; r < count; r++) {
                 int64_t at = (first + r) * o->steps + t;
-                float *g = made + r * most;
+                float *g = made + r * room;
                 add_row(to_h + r * deter, g + hidden, deter);
                 widen_row(found->x + at * hidden, hidden, values);
                 norm_silu_back(values, o->input_norm, hidden, o->eps, g, in, in + hidden);
@@ -397,13 +397,12 @@ void imagine(const Imagine *m, const float *uniform_action, const float *uniform
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t first = 0; first < m->starts; first += BLOCK) {
         configure_tiles();
-        int64_t count = least(BLOCK, m->starts - first), rows = rounded(count, TILE),
-                broad = units > hidden ? units : hidden;
-        int64_t most = 3 * deter > logits ? 3 * deter : logits;
-        most = most > broad ? most : broad;
+        int64_t count = least(BLOCK, m->starts - first), rows = rounded(count, TILE);
+        int64_t broad = most(units, hidden),
+                room = most(most(3 * deter, logits), most(broad, rounded(m->actions, TILE)));
         int64_t xhs = spread(wide), ys = spread(broad);
         uint16_t *xh = zeros(BLOCK * xhs, 2), *y = zeros(BLOCK * ys, 2);
-        float *made = zeros(BLOCK * most, 4), *state = zeros(BLOCK * deter, 4), *probs = zeros(logits + m->actions, 4);
+        float *made = zeros(BLOCK * room, 4), *state = zeros(BLOCK * deter, 4), *probs = zeros(logits + m->actions, 4);
         for (int64_t r = 0; r < count; r++) {
             widen_row(h + (first + r) * deter, deter, state + r * deter);
             memcpy(xh + r * xhs + hidden, h + (first + r) * deter, 2 * deter);
@@ -412,18 +411,18 @@ void imagine(const Imagine *m, const float *uniform_action, const float *uniform
             int64_t from = t * m->starts + first, to = from + m->starts;
             for (int64_t l = 0; l < m->layers; l++) {
                 if (l)
-                    product(y, ys, rows, policy[l], made, most);
+                    product(y, ys, rows, policy[l], made, room);
                 else
-                    product(xh + hidden, xhs, rows, policy[l], made, most);
+                    product(xh + hidden, xhs, rows, policy[l], made, room);
                 for (int64_t r = 0; r < count; r++) {
-                    float *x = made + r * most;
+                    float *x = made + r * room;
                     if (!l) add_chosen(x, m->policy_table, index + (from + r) * m->stoch, m->stoch, m->classes, units);
                     norm_silu(x, m->policy[l].norm, units, m->eps, y + r * ys);
                 }
             }
-            product(y, ys, rows, decide, made, most);
+            product(y, ys, rows, decide, made, room);
             for (int64_t r = 0; r < count; r++) {
-                float *x = made + r * most;
+                float *x = made + r * room;
                 for (int64_t a = 0; a < m->actions; a++) x[a] += m->policy_bias[a];
                 int64_t chosen =
                     draw(x, m->actions, m->policy_unimix, uniform_action[(first + r) * m->steps + t], probs);
@@ -432,18 +431,18 @@ void imagine(const Imagine *m, const float *uniform_action, const float *uniform
                 add_chosen(x, m->table, index + (from + r) * m->stoch, m->stoch, m->classes, hidden);
                 norm_silu(x, m->input_norm, hidden, m->eps, xh + r * xhs);
             }
-            product(xh, xhs, rows, gates, made, most);
+            product(xh, xhs, rows, gates, made, room);
             for (int64_t r = 0; r < count; r++) {
-                gru(made + r * most, m->gates_norm, deter, m->eps, state + r * deter, state + r * deter);
+                gru(made + r * room, m->gates_norm, deter, m->eps, state + r * deter, state + r * deter);
                 narrow_row(state + r * deter, deter, xh + r * xhs + hidden);
                 memcpy(h + (to + r) * deter, xh + r * xhs + hidden, 2 * deter);
             }
-            product(xh + hidden, xhs, rows, prior, made, most);
-            for (int64_t r = 0; r < count; r++) norm_silu(made + r * most, m->prior.norm, hidden, m->eps, y + r * ys);
-            product(y, ys, rows, out, made, most);
+            product(xh + hidden, xhs, rows, prior, made, room);
+            for (int64_t r = 0; r < count; r++) norm_silu(made + r * room, m->prior.norm, hidden, m->eps, y + r * ys);
+            product(y, ys, rows, out, made, room);
             for (int64_t r = 0; r < count; r++) {
-                add_row(made + r * most, m->bias, logits);
-                draw_all(made + r * most, m->stoch, m->classes, m->unimix,
+                add_row(made + r * room, m->bias, logits);
+                draw_all(made + r * room, m->stoch, m->classes, m->unimix,
                          uniform + ((first + r) * m->steps + t) * m->stoch, probs, index + (to + r) * m->stoch);
             }
         }

@@ -14,6 +14,7 @@
 
 INLINE int64_t rounded(int64_t size, int64_t unit) { return (size + unit - 1) / unit * unit; }
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 /* An odd number of cache lines, so that rows do not meet in the same places of the cache. */
 INLINE int64_t spread(int64_t row) { return rounded(row, 2 * DEPTH) + DEPTH; }
