@@ -155,12 +155,12 @@ INLINE lanes running(lanes v) {
 INLINE int64_t draw(const float *logits, int64_t classes, float unimix, float uniform, float *probs) {
     float highest = logits[0], sum = 0.0f, below = 0.0f;
     for (int64_t k = 0; k < classes; k += LANES) {
-        __mmask16 in = classes - k < LANES ? (1 << (classes - k)) - 1 : 0xFFFF;
+        __mmask16 in = in_use(classes - k);
         float most = _mm512_mask_reduce_max_ps(in, (__m512)load(logits + k));
         highest = most > highest ? most : highest;
     }
     for (int64_t k = 0; k < classes; k += LANES) {
-        __mmask16 in = classes - k < LANES ? (1 << (classes - k)) - 1 : 0xFFFF;
+        __mmask16 in = in_use(classes - k);
         lanes p = (lanes)_mm512_maskz_mov_ps(in, (__m512)exponential(load(logits + k) - highest));
         store(p, probs + k);
         sum += total(p);
@@ -168,7 +168,7 @@ INLINE int64_t draw(const float *logits, int64_t classes, float unimix, float un
     float share = (1.0f - unimix) / sum, chance = unimix / (float)classes;
     int64_t index = 0;
     for (int64_t k = 0; k < classes; k += LANES) {
-        __mmask16 in = classes - k < LANES ? (1 << (classes - k)) - 1 : 0xFFFF;
+        __mmask16 in = in_use(classes - k);
         lanes p = load(probs + k) * share + chance, up_to = running(p) + below;
         store(p, probs + k);
         below = up_to[LANES - 1];
@@ -183,7 +183,7 @@ INLINE void draw_all(const float *logits, int64_t stoch, int64_t classes, float 
         index[s] = draw(logits + s * classes, classes, unimix, uniform[s], probs + s * classes);
 }
 
-/* For observing: x (hidden), of z and the last action, by the table `stoch`. */
+/* For observing: x (hidden), of z and the last action, by `table`. */
 typedef struct {
     int64_t batch, steps, stoch, classes, deter, hidden;
     float unimix, eps;

@@ -42,13 +42,11 @@ typedef struct {
     int64_t steps, across;
 } Packed;
 
+/* Of lanes, as many as there are; all of them at most. */
+INLINE __mmask16 in_use(int64_t count) { return count >= LANES ? 0xFFFF : count > 0 ? (1 << count) - 1 : 0; }
+
 INLINE void narrow_some(const float *from, int64_t count, uint16_t *to) {
-    lanes v = {0};
-    if (count >= LANES)
-        v = load(from);
-    else if (count > 0)
-        v = (lanes)_mm512_maskz_loadu_ps((1 << count) - 1, from);
-    narrow(v, to);
+    narrow((lanes)_mm512_maskz_loadu_ps(in_use(count), from), to);
 }
 
 /* Of a matrix (columns, sum) that is to be multiplied by turned. */
